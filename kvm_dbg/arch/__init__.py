@@ -1,0 +1,1 @@
+"""What a CPU means: page tables, registers, word size."""

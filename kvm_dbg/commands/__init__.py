@@ -1,0 +1,1 @@
+"""The commands, one list for the command line, gdb and lldb."""

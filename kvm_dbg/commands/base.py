@@ -1,0 +1,79 @@
+"""What a command is: it takes a session and arguments, and returns a table. It never prints.
+
+Text, JSON, CSV, help and completion are made from the declarations here and in `render.py`, the same for the
+command line, gdb and lldb.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import argparse
+
+    from kvm_dbg.commands.session import Session
+
+Cell = int | float | str | bool | None | list[str]
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    name: as in the heading; its lower case is the JSON key. kind: "text", "number", "address" (an int, shown and
+    serialised as a hexadecimal string), "float", "bool", "list". width: least width in characters.
+    """
+
+    name: str
+    kind: str = "text"
+    width: int = 0
+    help: str = ""
+
+    @property
+    def key(self) -> str:
+        """Return the JSON key."""
+        return self.name.lower()
+
+
+class Table(NamedTuple):
+    """A command's answer: `rows` may be a generator and is consumed once.
+
+    single: one object instead of an array in JSON, "name: value" lines in text. text: another rendering for text
+    mode (already formatted lines, consumed instead of rows); None for the usual columns. headings: show the
+    heading line in text mode. notes: lines for people (what could not be read, ...), shown after the table on
+    standard error, and never part of JSON's array; filled in while rows are consumed.
+    """
+
+    columns: tuple[Column, ...]
+    rows: Iterable[Sequence[Cell]]
+    single: bool = False
+    text: Iterable[str] | None = None
+    headings: bool = True
+    notes: list[str] = []  # noqa: RUF012 - makers of tables with notes pass a list of their own
+
+
+class Command(ABC):
+    """One command of the list. Subclasses set the attributes and implement `configure` and `run`.
+
+    needs_kernel: False for commands that work without an opened kernel (help, identify, ...).
+    """
+
+    name: str
+    summary: str  # one line, imperative, no full stop
+    description: str = ""  # further paragraphs of help
+    examples: tuple[str, ...] = ()
+    needs_kernel: bool = True
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - most commands have no arguments
+        """Add the command's own arguments. Set `action.completer = "pid" | "symbol" | "command"` to complete."""
+
+    @abstractmethod
+    def run(self, session: Session, args: Any) -> Table:
+        """Return the answer. Raises KvmDbgError."""
+
+
+def rows_of(records: Iterable[object], attributes: Sequence[str]) -> Iterator[list[Any]]:
+    """Yield a row of the named attributes for each record."""
+    for record in records:
+        yield [getattr(record, name) for name in attributes]

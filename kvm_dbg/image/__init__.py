@@ -1,0 +1,1 @@
+"""Which bytes are at a physical address: readers of memory images."""

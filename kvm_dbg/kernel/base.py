@@ -1,0 +1,270 @@
+"""The kernel in an image, and the records that every operating system's rooms fill in.
+
+`Kernel` joins the four rooms below it and stays at six members. Knowledge about an operating system is free
+functions in `kernel/<os>/`, and its door is one `OperatingSystem` (see `kernel/__init__.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvm_dbg.arch.base import Arch
+from kvm_dbg.debuginfo.base import TypeTable
+from kvm_dbg.image.base import MemoryImage, PartialRead
+from kvm_dbg.symbols.base import SymbolTable
+
+
+class Kernel(ABC):
+    """One kernel, found in one image.
+
+    Attributes:
+        image, arch, symbols, types: the four rooms, joined. symbols are at run-time addresses.
+    """
+
+    image: MemoryImage
+    arch: Arch
+    symbols: SymbolTable
+    types: TypeTable
+
+    @abstractmethod
+    def read(self, vaddr: int, size: int) -> bytes:
+        """Return `size` bytes at the kernel virtual address `vaddr`. Raises NotMappedError, NotInImageError."""
+
+    @abstractmethod
+    def translate(self, vaddr: int) -> int:
+        """Return the physical address of the kernel virtual address `vaddr`. Raises NotMappedError, ReadError."""
+
+
+class AddressSpaceReader(Protocol):
+    """What reads memory by virtual address: the kernel's own space, or a process's."""
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        """Return `size` bytes at `vaddr`; raises ReadError."""
+
+    def read_partial(self, vaddr: int, size: int) -> PartialRead:
+        """Return what is there; the missing ranges are virtual."""
+
+    def translate(self, vaddr: int) -> int:
+        """Return the physical address; raises ReadError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process (thread group). Fields are None where the system has no such thing or the image lacks the bytes.
+
+    state: ps(1)'s letter (R S D T t Z X I W P). cpu: the CPU it last ran on. rss, vsize: bytes. user_time,
+    system_time: seconds of CPU of all its threads, start_time: seconds since the epoch. tty: device name
+    without /dev ("pts/0", "ttyS0"). flags: ps's extra letters ("s" session leader, "l" threads, "+" foreground,
+    "<" high priority, "N" nice). unread: names of fields whose memory is not in the image.
+    """
+
+    pid: int
+    address: int
+    ppid: int | None = None
+    pgid: int | None = None
+    sid: int | None = None
+    uid: int | None = None  # effective
+    ruid: int | None = None
+    svuid: int | None = None
+    gid: int | None = None  # effective
+    rgid: int | None = None
+    svgid: int | None = None
+    groups: tuple[int, ...] = ()
+    state: str = "?"
+    flags: str = ""
+    nice: int | None = None
+    priority: int | None = None
+    cpu: int | None = None
+    threads: int = 1
+    rss: int | None = None
+    vsize: int | None = None
+    user_time: float | None = None
+    system_time: float | None = None
+    start_time: float | None = None
+    tty: str | None = None
+    tty_device: int | None = None  # dev_t as the kernel encodes it for user space; None without a terminal
+    tty_pgid: int | None = None  # foreground process group of its terminal
+    command: str = ""  # the kernel's short name, "comm"
+    kernel_thread: bool = False
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lwp:
+    """One thread. `wait_channel` is the name of the kernel function that it sleeps in, if known."""
+
+    lid: int
+    pid: int
+    address: int
+    state: str = "?"
+    cpu: int | None = None
+    on_cpu: bool = False
+    priority: int | None = None
+    user_time: float | None = None
+    system_time: float | None = None
+    wait_channel: str | None = None
+    name: str = ""
+    kernel_thread: bool = False
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A loadable module. `sections` maps a section's name to its run-time address, where the kernel keeps them."""
+
+    name: str
+    address: int  # of its text
+    size: int  # bytes, as lsmod shows
+    users: tuple[str, ...] = ()  # names of the modules that use it
+    reference_count: int | None = None
+    state: str = "live"
+    taints: str = ""  # letters as in /proc/modules: "O", "E", ...
+    struct_address: int = 0
+    build_id: str | None = None
+    ranges: tuple[tuple[int, int], ...] = ()  # (address, size) of each area that it occupies
+    sections: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAverage:
+    """The load averages of 1, 5 and 15 minutes, and what /proc/loadavg shows beside them."""
+
+    one: float
+    five: float
+    fifteen: float
+    running: int | None = None
+    threads: int | None = None
+    last_pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One record of the kernel's log. `seconds` since boot; `text` as logged, lines joined by newlines."""
+
+    sequence: int
+    seconds: float
+    facility: int
+    level: int
+    text: str
+    caller: str | None = None  # "T123" or "C4", as dmesg shows it
+    dictionary: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """One open file of a process."""
+
+    pid: int
+    fd: int
+    address: int  # struct file
+    kind: str  # "reg", "dir", "chr", "blk", "fifo", "sock", "anon"
+    path: str | None
+    flags: int | None = None
+    offset: int | None = None
+    inode: int | None = None
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CpuState:
+    """One CPU when the image was taken. `registers` is empty where nothing recorded them."""
+
+    cpu: int
+    registers: Mapping[str, int]
+    task_address: int | None = None
+    source: str = ""  # "NT_PRSTATUS", "QEMU", ...
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """A task as the debugger's thread: who it is, and the registers it would resume with.
+
+    registers: name -> value; registers that nobody saved are absent, not zero. why: where the registers are from
+    ("NT_PRSTATUS of CPU 0", "inactive_task_frame"), or why there are none.
+    """
+
+    lid: int
+    pid: int
+    name: str
+    address: int
+    cpu: int | None
+    on_cpu: bool
+    registers: Mapping[str, int]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSummary:
+    """What a person wants to know first. Times in seconds; sizes in bytes; None where the image lacks it."""
+
+    system: str
+    release: str
+    version: str
+    machine: str
+    nodename: str
+    cpus: int | None = None
+    date: float | None = None  # since the epoch, when the image was taken
+    uptime: float | None = None
+    load_average: LoadAverage | None = None
+    tasks: int | None = None
+    memory: int | None = None
+    page_size: int | None = None
+    slide: int | None = None
+    panic_message: str | None = None
+    panic_cpu: int | None = None
+    panic_task: Process | None = None
+    panic_lid: int | None = None
+    taints: str | None = None
+    command_line: str | None = None
+
+
+class OperatingSystem(Protocol):
+    """What one operating system's room offers to the floors above; `kernel/linux/__init__.py` is the first.
+
+    Every function takes the kernel first, reads lazily, and lets a missing page cost only the field or the line
+    that needed it.
+    """
+
+    name: str
+
+    def for_each_process(self, kernel: Kernel) -> Iterator[Process]:
+        """Yield all processes in ascending order of PID, zombies included (PID 0 last of all is not yielded)."""
+
+    def for_each_lwp(self, kernel: Kernel, pid: int | None = None) -> Iterator[Lwp]:
+        """Yield the threads of one process or of all, ascending by PID then thread id."""
+
+    def read_arguments(self, kernel: Kernel, process: Process) -> list[bytes] | None:
+        """Return argv as in /proc/PID/cmdline; None for kernel threads and zombies. Raises ReadError."""
+
+    def read_environment(self, kernel: Kernel, process: Process) -> list[bytes] | None:
+        """Return the environment as in /proc/PID/environ; None for kernel threads and zombies. Raises ReadError."""
+
+    def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
+        """Yield the open files of one process or of all."""
+
+    def read_load_average(self, kernel: Kernel) -> LoadAverage:
+        """Return the load averages. Raises SymbolNotFound, ReadError."""
+
+    def for_each_log_record(self, kernel: Kernel) -> Iterator[LogRecord]:
+        """Yield the kernel's log, oldest first."""
+
+    def for_each_module(self, kernel: Kernel) -> Iterator[Module]:
+        """Yield the loaded modules in the order of the kernel's list."""
+
+    def read_summary(self, kernel: Kernel) -> SystemSummary:
+        """Return what `sys` shows."""
+
+    def for_each_thread(self, kernel: Kernel) -> Iterator[Thread]:
+        """Yield all tasks as a debugger's threads: the panicking one first, then those on CPUs, then the rest."""
+
+    def address_space(self, kernel: Kernel, address: int) -> AddressSpaceReader:
+        """Return the user address space of the task or process at `address`. Raises ReadError, CommandError if none."""
+
+    def kernel_space(self, kernel: Kernel) -> AddressSpaceReader:
+        """Return the kernel's own address space."""
+
+    def symbolize(self, kernel: Kernel, address: int) -> str | None:
+        """Return "name+0x12" or "name+0x12 [module]" for a kernel address, None if nothing is near."""

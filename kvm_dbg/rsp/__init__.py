@@ -1,0 +1,1 @@
+"""The gdb remote serial protocol: a kernel image as a target."""

@@ -1,0 +1,1 @@
+"""Name to address, and back."""
