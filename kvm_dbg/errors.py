@@ -72,9 +72,10 @@ class NotInImageError(ReadError):
 
     `address` is the first missing byte (physical unless the text says otherwise), `size` the length in bytes of
     the first missing run and `reason` one of "excluded", "truncated" or "hole" (see `image.base.Presence`).
+    `role` says what the bytes would have been, where the reader knows ("the PDE of virtual address ...").
     """
 
-    def __init__(self, address: int, size: int, reason: str, path: object = "") -> None:
+    def __init__(self, address: int, size: int, reason: str, path: object = "", role: str = "") -> None:
         self.size = size
         self.reason = reason
         self.path = str(path)
@@ -84,7 +85,8 @@ class NotInImageError(ReadError):
             "hole": "is not memory that the image describes",
         }.get(reason, reason)
         where = f"{self.path}: " if self.path else ""
-        super().__init__(address, f"{where}physical address {address:#x} ({size} bytes) {why}")
+        what = f", {role}," if role else ""
+        super().__init__(address, f"{where}physical address {address:#x} ({size} bytes){what} {why}")
 
 
 class NotMappedError(ReadError):
