@@ -1,1 +1,61 @@
-"""The commands, one list for the command line, gdb and lldb."""
+"""The commands: one list for the command line, gdb and lldb."""
+
+from __future__ import annotations
+
+from kvm_dbg.commands.args import Args, Env
+from kvm_dbg.commands.base import Command
+from kvm_dbg.commands.files import Files
+from kvm_dbg.commands.help import Help
+from kvm_dbg.commands.identify import Identify
+from kvm_dbg.commands.loadavg import LoadAvg
+from kvm_dbg.commands.log import Log
+from kvm_dbg.commands.lwps import Lwps
+from kvm_dbg.commands.mods import Mods
+from kvm_dbg.commands.nlist import Nlist
+from kvm_dbg.commands.open import Close, GetErr, Open, Status
+from kvm_dbg.commands.procs import Procs
+from kvm_dbg.commands.read import Read
+from kvm_dbg.commands.sys import Sys
+from kvm_dbg.commands.vtop import Vtop
+from kvm_dbg.commands.write import Write
+from kvm_dbg.errors import CommandError
+
+_OTHERS: tuple[Command, ...] = (
+    Open(),
+    Close(),
+    Status(),
+    GetErr(),
+    Identify(),
+    Sys(),
+    Procs(),
+    Lwps(),
+    Args(),
+    Env(),
+    Files(),
+    LoadAvg(),
+    Log(),
+    Mods(),
+    Nlist(),
+    Read(),
+    Write(),
+    Vtop(),
+)
+COMMANDS: tuple[Command, ...] = (*_OTHERS, Help(_OTHERS))
+
+
+def find_command(name: str) -> Command:
+    """Return the command called `name`.
+
+    Raises:
+        CommandError: there is none; names those that come near.
+    """
+    for command in COMMANDS:
+        if command.name == name:
+            return command
+    near = [
+        command.name
+        for command in COMMANDS
+        if name and (command.name.startswith(name) or name.startswith(command.name))
+    ]
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; `help` lists the commands"
+    raise CommandError(f"no command {name!r}{hint}")

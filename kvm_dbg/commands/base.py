@@ -7,7 +7,7 @@ command line, gdb and lldb.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ class Column(NamedTuple):
     """A column of a table.
 
     name: as in the heading; its lower case is the JSON key. kind: "text", "number", "address" (an int, shown and
-    serialised as a hexadecimal string), "float", "bool", "list". width: least width in characters.
+    serialised as a hexadecimal string), "float", "duration" (seconds, shown as ps does), "bool", "list". extra: in
+    JSON and CSV only, too wide or too special for the terminal.
     """
 
     name: str
     kind: str = "text"
-    width: int = 0
     help: str = ""
+    extra: bool = False
 
     @property
     def key(self) -> str:
@@ -40,17 +41,16 @@ class Table(NamedTuple):
     """A command's answer: `rows` may be a generator and is consumed once.
 
     single: one object instead of an array in JSON, "name: value" lines in text. text: another rendering for text
-    mode (already formatted lines, consumed instead of rows); None for the usual columns. headings: show the
-    heading line in text mode. notes: lines for people (what could not be read, ...), shown after the table on
-    standard error, and never part of JSON's array; filled in while rows are consumed.
+    mode (lines without newline, consumed instead of rows); None for the usual columns. notes: lines for people
+    (what could not be read, ...), shown after the table and never part of JSON or CSV; may be filled in while rows
+    are consumed.
     """
 
     columns: tuple[Column, ...]
     rows: Iterable[Sequence[Cell]]
     single: bool = False
     text: Iterable[str] | None = None
-    headings: bool = True
-    notes: list[str] = []  # noqa: RUF012 - makers of tables with notes pass a list of their own
+    notes: Sequence[str] = ()
 
 
 class Command(ABC):
@@ -66,14 +66,8 @@ class Command(ABC):
     needs_kernel: bool = True
 
     def configure(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - most commands have no arguments
-        """Add the command's own arguments. Set `action.completer = "pid" | "symbol" | "command"` to complete."""
+        """Add the command's own arguments; name one's `metavar` PID, ADDRESS, NAME or COMMAND and it completes."""
 
     @abstractmethod
     def run(self, session: Session, args: Any) -> Table:
         """Return the answer. Raises KvmDbgError."""
-
-
-def rows_of(records: Iterable[object], attributes: Sequence[str]) -> Iterator[list[Any]]:
-    """Yield a row of the named attributes for each record."""
-    for record in records:
-        yield [getattr(record, name) for name in attributes]

@@ -161,7 +161,9 @@ class StructType(Type):
                 if member.name:
                     found.setdefault(
                         member.name,
-                        member if not base else Member(member.name, base + member.bit_offset, member.bit_size, member._resolve),
+                        member
+                        if not base
+                        else Member(member.name, base + member.bit_offset, member.bit_size, member._resolve),
                     )
                     continue
                 inner = member.type.stripped()
@@ -214,7 +216,9 @@ class Enumerator(NamedTuple):
 class EnumType(Type):
     """An enumeration; `enumerators` in order of declaration."""
 
-    def __init__(self, name: str, size: int, *, signed: bool, enumerators: Callable[[], tuple[Enumerator, ...]]) -> None:
+    def __init__(
+        self, name: str, size: int, *, signed: bool, enumerators: Callable[[], tuple[Enumerator, ...]]
+    ) -> None:
         super().__init__(name, size)
         self.signed = signed
         self._enumerators = enumerators

@@ -126,7 +126,11 @@ class Value:
 
     def _bit_field(self, signed: bool) -> int:
         size = (self.bit_offset + self.bit_size + 7) >> 3
-        raw = self._data[:size] if self._data is not None and len(self._data) >= size else self.memory.read(self.address, size)
+        raw = (
+            self._data[:size]
+            if self._data is not None and len(self._data) >= size
+            else self.memory.read(self.address, size)
+        )
         if self.byteorder == "little":
             number = int.from_bytes(raw, "little") >> self.bit_offset
         else:

@@ -127,7 +127,9 @@ class MemoryImage(ABC):
         parts: list[bytes] = []
         for piece in self.pieces(paddr, size):
             if piece.data is None:
-                raise NotInImageError(piece.paddr, piece.size, piece.presence.value, self.paths[0] if self.paths else "")
+                raise NotInImageError(
+                    piece.paddr, piece.size, piece.presence.value, self.paths[0] if self.paths else ""
+                )
             parts.append(piece.data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -168,7 +170,9 @@ class MemoryImage(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -1,0 +1,53 @@
+"""files: what processes have open."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from kvm_dbg.commands.address import find_process
+from kvm_dbg.commands.base import Cell, Column, Command, Table
+from kvm_dbg.commands.session import Session
+
+COLUMNS = (
+    Column("PID", "number"),
+    Column("FD", "number"),
+    Column("KIND", "text", "reg, dir, chr, blk, fifo, sock or anon"),
+    Column("FLAGS", "address", "as given to open(2)"),
+    Column("OFFSET", "number"),
+    Column("INODE", "number"),
+    Column("PATH", "text", "as readlink of /proc/PID/fd/FD shows it"),
+    Column("ADDRESS", "address", "of the file structure"),
+    Column("UNREAD", "list", "fields whose memory is not in the image", extra=True),
+)
+
+
+class Files(Command):
+    """Open files."""
+
+    name = "files"
+    summary = "List the open files of one process, or of all"
+    examples = ("files 1", "files --json")
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("pid", metavar="PID", type=int, nargs="?", help="only the files of this process")
+
+    def run(self, session: Session, args: Any) -> Table:
+        if args.pid is not None:
+            find_process(session, args.pid)
+        return Table(COLUMNS, self._rows(session, args.pid))
+
+    def _rows(self, session: Session, pid: int | None) -> Iterator[list[Cell]]:
+        for file in session.system.for_each_file(session.kernel, pid):
+            yield [
+                file.pid,
+                file.fd,
+                file.kind,
+                file.flags,
+                file.offset,
+                file.inode,
+                file.path,
+                file.address,
+                list(file.unread),
+            ]

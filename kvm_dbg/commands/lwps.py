@@ -1,0 +1,61 @@
+"""lwps: the threads."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from kvm_dbg.commands.address import find_process
+from kvm_dbg.commands.base import Cell, Column, Command, Table
+from kvm_dbg.commands.session import Session
+from kvm_dbg.kernel.base import Lwp
+
+COLUMNS = (
+    Column("PID", "number"),
+    Column("LWP", "number", "thread id"),
+    Column("STATE"),
+    Column("CPU", "number", "the CPU that it last ran on"),
+    Column("RUN", "bool", "on its CPU when the image was taken"),
+    Column("PRI", "number"),
+    Column("TIME", "duration", "CPU time, in seconds in JSON"),
+    Column("WCHAN", "text", "the kernel function it sleeps in"),
+    Column("NAME"),
+    Column("ADDRESS", "address", "of the task or lwp structure"),
+    Column("KERNEL", "bool", "a kernel thread", extra=True),
+    Column("UNREAD", "list", "fields whose memory is not in the image", extra=True),
+)
+
+
+class Lwps(Command):
+    """The threads of one process, or of all."""
+
+    name = "lwps"
+    summary = "List the threads of one process, or of all"
+    examples = ("lwps", "lwps 1 --json")
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("pid", metavar="PID", type=int, nargs="?", help="only the threads of this process")
+
+    def run(self, session: Session, args: Any) -> Table:
+        if args.pid is not None:
+            find_process(session, args.pid)
+        return Table(COLUMNS, self._rows(session.system.for_each_lwp(session.kernel, args.pid)))
+
+    def _rows(self, lwps: Iterator[Lwp]) -> Iterator[list[Cell]]:
+        for lwp in lwps:
+            times = [time for time in (lwp.user_time, lwp.system_time) if time is not None]
+            yield [
+                lwp.pid,
+                lwp.lid,
+                lwp.state,
+                lwp.cpu,
+                lwp.on_cpu,
+                lwp.priority,
+                round(sum(times), 6) if times else None,
+                lwp.wait_channel,
+                lwp.name,
+                lwp.address,
+                lwp.kernel_thread,
+                list(lwp.unread),
+            ]

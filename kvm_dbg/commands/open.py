@@ -1,0 +1,131 @@
+"""open, close, status and geterr: the session itself."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from kvm_dbg.commands.address import parse_hole, parse_number
+from kvm_dbg.commands.base import Column, Command, Table
+from kvm_dbg.commands.coverage import describe_coverage
+from kvm_dbg.commands.session import OpenRequest, Session, sort_files
+from kvm_dbg.image.overlay import OverlayImage
+
+COLUMNS = (
+    Column("OPEN", "bool"),
+    Column("IMAGE", "list"),
+    Column("FORMAT"),
+    Column("KERNEL", "text", "the kernel file"),
+    Column("RELEASE"),
+    Column("ARCH"),
+    Column("SLIDE", "address", "KASLR"),
+    Column("TYPES", "text", "where types come from"),
+    Column("COVERAGE"),
+    Column("WRITTEN", "number", "pages changed in the private copy"),
+    Column("QUIRKS", "list"),
+)
+
+
+def add_open_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how to open an image; the same wherever one can be opened."""
+    group = parser.add_argument_group("opening")
+    group.add_argument("--vmlinux", metavar="FILE", help="the kernel file; without it the usual places are searched")
+    group.add_argument("--search", metavar="DIR", action="append", default=[], help="search for vmlinux here first")
+    group.add_argument("--kernel", metavar="N", type=int, dest="candidate", help="which of several kernels, from 1")
+    group.add_argument("--force", action="store_true", help="use a kernel file that does not match")
+    group.add_argument("--base", metavar="ADDRESS", type=parse_number, help="physical address of raw RAM")
+    group.add_argument("--hole", metavar="START-END", type=parse_hole, help="hole in raw RAM")
+    group.add_argument("--format", metavar="NAME", help="take the image for this format")
+
+
+def request_of(args: Any, files: list[str], index_directory: str | None, search: tuple[str, ...] = ()) -> OpenRequest:
+    """Return the request that options and files amount to. Raises CommandError."""
+    vmlinux, images = (args.vmlinux, tuple(files)) if args.vmlinux is not None else sort_files(files)
+    return OpenRequest(
+        images=images,
+        vmlinux=vmlinux,
+        base=args.base,
+        hole=args.hole,
+        format=args.format,
+        candidate=args.candidate,
+        force=args.force,
+        search=(*args.search, *search),
+        index_directory=index_directory,
+    )
+
+
+def status_table(session: Session) -> Table:
+    """Return what is open, as one object."""
+    if not session.is_open:
+        return Table(COLUMNS, [(False, *[None] * (len(COLUMNS) - 1))], single=True)
+    kernel = session.kernel
+    image = kernel.image
+    row = (
+        True,
+        list(image.paths),
+        image.info.format,
+        getattr(kernel, "vmlinux_path", None),
+        getattr(kernel, "release", None),
+        kernel.arch.name,
+        getattr(kernel, "slide", None),
+        kernel.types.source,
+        describe_coverage(image),
+        image.written_pages if isinstance(image, OverlayImage) else 0,
+        [*image.info.quirks, *getattr(kernel, "quirks", ())],
+    )
+    return Table(COLUMNS, [row], single=True)
+
+
+class Open(Command):
+    """Open an image."""
+
+    name = "open"
+    summary = "Open a kernel memory image, with its kernel file if there is one"
+    description = (
+        "A named kernel file is checked against the image. Without one the usual places are searched.\n"
+        "The parts of a split dump may be given in any order."
+    )
+    examples = ("open vmlinux vmcore", "open vmcore", "open ram.bin --base 0x40000000")
+    needs_kernel = False
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
+        add_open_arguments(parser)
+
+    def run(self, session: Session, args: Any) -> Table:
+        session.open(request_of(args, args.files, session.index_directory, session.search))
+        return status_table(session)
+
+
+class Close(Command):
+    """Close the image."""
+
+    name = "close"
+    summary = "Close the image; what was written is forgotten"
+    needs_kernel = False
+
+    def run(self, session: Session, args: Any) -> Table:
+        session.close()
+        return status_table(session)
+
+
+class Status(Command):
+    """Say what is open."""
+
+    name = "status"
+    summary = "Show what is open, and where symbols and types come from"
+    needs_kernel = False
+
+    def run(self, session: Session, args: Any) -> Table:
+        return status_table(session)
+
+
+class GetErr(Command):
+    """Repeat the last error."""
+
+    name = "geterr"
+    summary = "Print the text of the last error, as kvm_geterr does"
+    needs_kernel = False
+
+    def run(self, session: Session, args: Any) -> Table:
+        return Table((Column("ERROR"),), [(session.last_error,)], single=True, text=filter(None, [session.last_error]))

@@ -1,0 +1,148 @@
+"""What commands work on: one opened image with its kernel, and how to open another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError
+from kvm_dbg.image import open_image
+from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.image.overlay import OverlayImage
+from kvm_dbg.kernel import open_kernel, system_of
+from kvm_dbg.kernel.base import Kernel, OperatingSystem
+
+ELF_MAGIC = b"\x7fELF"
+ET_CORE = 4  # e_type of a core file; everything else that is ELF is taken for a kernel file
+
+
+class OpenRequest(NamedTuple):
+    """What a user asks to open: files and options, before anything is looked at.
+
+    images: one image, or the parts of a split one. vmlinux: a kernel file, None to search for it. base, hole: see
+    `image.raw`. format: a reader's name, None to probe. candidate: which kernel of several (from 1). force: use a
+    vmlinux that does not match. search: directories to look for vmlinux in, before the usual ones.
+    index_directory: where indexes are kept, None for no index.
+    """
+
+    images: tuple[str, ...]
+    vmlinux: str | None = None
+    base: int | None = None
+    hole: tuple[int, int] | None = None
+    format: str | None = None
+    candidate: int | None = None
+    force: bool = False
+    search: tuple[str, ...] = ()
+    index_directory: str | None = None
+
+
+def sort_files(files: list[str]) -> tuple[str | None, tuple[str, ...]]:
+    """Return (vmlinux or None, images) of files named in any order: an ELF file that is no core is the kernel's.
+
+    Raises:
+        CommandError: two kernel files, or no image.
+    """
+    vmlinux: str | None = None
+    images: list[str] = []
+    for path in files:
+        if is_kernel_file(path):
+            if vmlinux is not None:
+                raise CommandError(f"two kernel files given: {vmlinux} and {path}")
+            vmlinux = path
+        else:
+            images.append(path)
+    if not images:
+        hint = f" ({vmlinux} is a kernel file)" if vmlinux is not None else ""
+        raise CommandError(f"no image given{hint}: open [VMLINUX] IMAGE...")
+    return vmlinux, tuple(images)
+
+
+def is_kernel_file(path: str) -> bool:
+    """Return whether the file is ELF and no core; False as well if it cannot be read, which opening will explain."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(18)
+    except OSError:
+        return False
+    if len(head) < 18 or not head.startswith(ELF_MAGIC):
+        return False
+    return int.from_bytes(head[16:18], "big" if head[5] == 2 else "little") != ET_CORE
+
+
+class Session:
+    """One opened image, or none yet.
+
+    Attributes:
+        last_error: the text of the last command that failed, "" before any has; `geterr` shows it.
+        progress: called with a line of text when something takes long.
+        index_directory, search: what `open` uses where the user does not say.
+    """
+
+    def __init__(
+        self,
+        progress: Callable[[str], None] | None = None,
+        index_directory: str | None = None,
+        search: tuple[str, ...] = (),
+    ) -> None:
+        self.request: OpenRequest | None = None
+        self.index_directory = index_directory
+        self.search = search
+        self.last_error = ""
+        self.progress = progress
+        self._kernel: Kernel | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether an image is open."""
+        return self._kernel is not None
+
+    @property
+    def kernel(self) -> Kernel:
+        """Return the opened kernel. Raises CommandError if none is open."""
+        if self._kernel is None:
+            raise CommandError("no image is open: use `open [VMLINUX] IMAGE...` first")
+        return self._kernel
+
+    @property
+    def system(self) -> OperatingSystem:
+        """Return the room of the opened kernel's operating system."""
+        return system_of(self.kernel)
+
+    @property
+    def image(self) -> MemoryImage:
+        """Return the opened image."""
+        return self.kernel.image
+
+    def open(self, request: OpenRequest) -> Kernel:
+        """Open an image and the kernel in it; what was open before is closed once the new one stands.
+
+        Raises:
+            KvmDbgError: the image or the named kernel file cannot be used; what was open stays open.
+        """
+        image = OverlayImage(open_image(request.images, base=request.base, hole=request.hole, format=request.format))
+        try:
+            kernel = open_kernel(
+                image,
+                request.vmlinux,
+                candidate=request.candidate,
+                force=request.force,
+                search=request.search,
+                index_directory=request.index_directory,
+            )
+        except KvmDbgError:
+            image.close()
+            raise
+        except MemoryError as error:
+            image.close()
+            raise FileAccessError(request.images[0], "opening it needs more memory than there is") from error
+        self.close()
+        self.request = request
+        self._kernel = kernel
+        return kernel
+
+    def close(self) -> None:
+        """Close what is open; nothing happens if nothing is."""
+        if self._kernel is not None:
+            self._kernel.image.close()
+        self._kernel = None
+        self.request = None
