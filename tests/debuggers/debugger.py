@@ -2,7 +2,7 @@
 
 Every debugger is pinned to one version, so that a test's name (`test_x[gdb-13.1]`) says what it ran in. A debugger
 is looked for where its environment variable says, else at its usual places; `{cache}` stands for the cache directory
-that `./test` fills.
+that `./test` fills. Run as a program, this prints the versions of Python that a pytest is needed for.
 """
 
 from __future__ import annotations
@@ -142,3 +142,7 @@ def clean_environment(home: Path | None = None) -> dict[str, str]:
         ):
             environment[variable] = str(home / folder)
     return environment
+
+
+if __name__ == "__main__":
+    print("\n".join(sorted({found.python for found in map(find, of_kind("gdb")) if isinstance(found, Found)})))

@@ -68,9 +68,8 @@ def run_inside(found: Found, site: Path, place: Place, tests: Sequence[str], tim
             encoding="utf-8",
         )
         environment = clean_environment(home)
-        environment.update(
-            KVM_DBG_INSIDE=str(orders), KVM_DBG_TEST_CACHE=str(cache_directory()), KVM_DBG_TEST_PYTHON=sys.executable
-        )
+        environment.setdefault("KVM_DBG_LAB_CACHE", str(cache_directory() / "lab"))
+        environment.update(KVM_DBG_INSIDE=str(orders), KVM_DBG_TEST_PYTHON=sys.executable)
         command = [found.program, "-nx", "-batch", "-x", str(BOOTSTRAP)]
         with output.open("wb") as sink:
             process = subprocess.Popen(
