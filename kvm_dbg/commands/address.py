@@ -39,7 +39,7 @@ def parse_hole(text: str) -> tuple[int, int]:
 
 
 def evaluate_address(session: Session, text: str) -> int:
-    """Return the address that the text names: 0x..., decimal, 16 bare hex digits as the log prints them, SYMBOL[+OFFSET].
+    """Return the address named: 0x..., decimal, 16 bare hex digits as the log prints them, SYMBOL[+OFFSET].
 
     Raises:
         CommandError: none of these.

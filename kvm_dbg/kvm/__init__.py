@@ -1,0 +1,340 @@
+"""kvm(3): the manual's functions, with its return values, on any image.
+
+Nothing here raises for what an image lacks and nothing prints: a function returns -1 or None as the manual says,
+and `kvm_geterr` has the text. C's out-parameters are mutable Python objects (a bytearray, a list of Nlist) where
+the manual counts what was filled, and return values where it returns pointers; counts are len().
+
+Sources: NetBSD share/man: kvm(3), kvm_open(3), kvm_read(3), kvm_nlist(3), kvm_getprocs(3), kvm_getloadavg(3),
+kvm_getfiles(3), kvm_geterr(3), kvm_getkernelname(3). Where the genuine library breaks the manual's promises (filters
+that are ignored, stale records, argv of the wrong memory), these functions keep them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from kvm_dbg.errors import CommandError, KvmDbgError
+from kvm_dbg.kernel.base import Process
+from kvm_dbg.kvm.constant import (
+    KERN_FILE_BYFILE,
+    KERN_FILE_BYPID,
+    KERN_PROC_ALL,
+    KERN_PROC_GID,
+    KERN_PROC_PGRP,
+    KERN_PROC_PID,
+    KERN_PROC_RGID,
+    KERN_PROC_RUID,
+    KERN_PROC_SESSION,
+    KERN_PROC_TTY,
+    KERN_PROC_TTY_NODEV,
+    KERN_PROC_TTY_REVOKE,
+    KERN_PROC_UID,
+    KVM_NO_FILES,
+    N_ABS,
+    N_BSS,
+    N_DATA,
+    N_EXT,
+    N_TEXT,
+    N_UNDF,
+    O_RDONLY,
+    O_RDWR,
+    O_WRONLY,
+)
+from kvm_dbg.kvm.descriptor import Kvm, open_kvm
+from kvm_dbg.kvm.record import (
+    KinfoFile,
+    KinfoLwp,
+    KinfoProc,
+    KinfoProc2,
+    Nlist,
+    file_of,
+    lwp_of,
+    proc2_of,
+    proc_of,
+)
+
+__all__ = [
+    "KERN_FILE_BYFILE",
+    "KERN_FILE_BYPID",
+    "KERN_PROC_ALL",
+    "KERN_PROC_GID",
+    "KERN_PROC_PGRP",
+    "KERN_PROC_PID",
+    "KERN_PROC_RGID",
+    "KERN_PROC_RUID",
+    "KERN_PROC_SESSION",
+    "KERN_PROC_TTY",
+    "KERN_PROC_TTY_NODEV",
+    "KERN_PROC_TTY_REVOKE",
+    "KERN_PROC_UID",
+    "KVM_NO_FILES",
+    "O_RDONLY",
+    "O_RDWR",
+    "O_WRONLY",
+    "KinfoFile",
+    "KinfoLwp",
+    "KinfoProc",
+    "KinfoProc2",
+    "Kvm",
+    "Nlist",
+    "kvm_close",
+    "kvm_getargv",
+    "kvm_getargv2",
+    "kvm_getenvv",
+    "kvm_getenvv2",
+    "kvm_geterr",
+    "kvm_getfiles",
+    "kvm_getkernelname",
+    "kvm_getloadavg",
+    "kvm_getlwps",
+    "kvm_getproc2",
+    "kvm_getprocs",
+    "kvm_nlist",
+    "kvm_open",
+    "kvm_openfiles",
+    "kvm_read",
+    "kvm_write",
+    "open_kvm",
+]
+
+Answer = TypeVar("Answer")
+NM_TYPES = {"T": N_TEXT, "D": N_DATA, "R": N_DATA, "B": N_BSS, "A": N_ABS, "V": N_DATA, "W": N_TEXT, "U": N_UNDF}
+
+
+def kvm_openfiles(
+    execfile: str | None,
+    corefile: str | Sequence[str] | None,
+    swapfile: str | None = None,
+    flags: int = O_RDONLY,
+    errbuf: list[str] | None = None,
+    **options: Any,
+) -> Kvm | None:
+    """Open an image; None on failure, with the text appended to `errbuf`.
+
+    Args:
+        execfile: the kernel file; None to search the usual places.
+        corefile: the image, or the parts of a split one.
+        swapfile: accepted for the manual's sake; None.
+        flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy.
+        errbuf: takes the error's text.
+        **options: those of `kvm_dbg.open`.
+    """
+    try:
+        if flags not in (O_RDONLY, O_RDWR, O_WRONLY):
+            raise CommandError("bad flags arg: O_RDONLY, O_WRONLY and O_RDWR are the flags for an image")
+        if swapfile is not None:
+            raise CommandError(f"{swapfile}: swap files are not read")
+        if corefile is None:
+            raise CommandError("no image given: the live kernel is not read")
+        return open_kvm(corefile, execfile, writable=flags != O_RDONLY, **options)
+    except KvmDbgError as error:
+        if errbuf is not None:
+            errbuf.append(str(error))
+        return None
+
+
+def kvm_open(
+    execfile: str | None,
+    corefile: str | Sequence[str] | None,
+    swapfile: str | None = None,
+    flags: int = O_RDONLY,
+    errstr: str | None = None,
+    errbuf: list[str] | None = None,
+) -> Kvm | None:
+    """Open an image as `kvm_openfiles` does; with `errstr`, the text is prefixed by it and ": "."""
+    texts: list[str] = []
+    kd = kvm_openfiles(execfile, corefile, swapfile, flags, texts)
+    if errbuf is not None:
+        errbuf.extend(text if errstr is None else f"{errstr}: {text}" for text in texts)
+    return kd
+
+
+def kvm_close(kd: Kvm) -> int:
+    """Close a descriptor; 0, or -1 if a file could not be closed."""
+    try:
+        kd.close()
+    except OSError as error:
+        kd.error = str(error)
+        return -1
+    return 0
+
+
+def kvm_geterr(kd: Kvm) -> str:
+    """Return the text of the descriptor's last error; "" before any. Success does not clear it."""
+    return kd.error
+
+
+def kvm_getkernelname(kd: Kvm) -> str:
+    """Return the path of the kernel file."""
+    return kd.name
+
+
+def kvm_read(kd: Kvm, addr: int, buf: bytearray | memoryview, nbytes: int | None = None) -> int:
+    """Read kernel memory into `buf`; the number of bytes, fewer if the rest is not there, -1 if none is.
+
+    Args:
+        kd: the descriptor.
+        addr: kernel virtual address.
+        buf: filled from its start, up to `nbytes` (all of it by default); the rest is left as it was.
+        nbytes: how many bytes to read.
+    """
+    size = len(buf) if nbytes is None else nbytes
+    if not 0 <= size <= len(buf):
+        return _fail(kd, CommandError(f"kvm_read: {size} bytes do not fit into a buffer of {len(buf)}"))
+    if size == 0:
+        return 0
+    try:
+        part = kd.read_partial(addr, size)
+    except KvmDbgError as error:
+        return _fail(kd, error)
+    count = part.missing[0].start - addr if part.missing else size
+    if count < size:
+        try:
+            kd.read(addr + count, 1)
+        except KvmDbgError as error:
+            kd.error = str(error)
+    buf[:count] = part.data[:count]
+    return count or -1
+
+
+def kvm_write(kd: Kvm, addr: int, buf: bytes | bytearray | memoryview, nbytes: int | None = None) -> int:
+    """Write kernel memory in the private copy; the number of bytes, or -1. The file never changes."""
+    data = bytes(buf if nbytes is None else buf[:nbytes])
+    try:
+        kd.write(addr, data)
+    except KvmDbgError as error:
+        return _fail(kd, error)
+    return len(data)
+
+
+def kvm_nlist(kd: Kvm, nl: Sequence[Nlist]) -> int:
+    """Fill in a name list; the number of names NOT found (0: all), -1 if there are no symbols.
+
+    The list ends at an entry whose `n_name` is None or "". One leading underscore is ignored if the name is only
+    known without it, as in C. Every entry is filled, also where a name is listed twice.
+    """
+    entries: list[Nlist] = []
+    for entry in nl:
+        if not entry.n_name:
+            break
+        entries.append(entry)
+    try:
+        names = {name for entry in entries if (name := entry.n_name)}
+        found = kd.nlist(names | {name[1:] for name in names if name.startswith("_")})
+    except KvmDbgError as error:
+        return _fail(kd, error)
+    missing = 0
+    for entry in entries:
+        name = entry.n_name or ""
+        symbol = found.get(name) or (found.get(name[1:]) if name.startswith("_") else None)
+        entry.n_other = entry.n_desc = 0
+        if symbol is None:
+            entry.n_value = entry.n_type = 0
+            missing += 1
+            continue
+        entry.n_value = symbol.address
+        entry.n_type = NM_TYPES.get(symbol.kind.upper(), N_DATA) | (N_EXT if symbol.kind.isupper() else 0)
+    return missing
+
+
+def kvm_getprocs(kd: Kvm, op: int = KERN_PROC_ALL, arg: int = 0) -> list[KinfoProc] | None:
+    """Return the processes that the filter keeps, as struct kinfo_proc; None on failure. No match is []."""
+    return _attempt(kd, lambda: [proc_of(process) for process in kd.processes(op, arg)])
+
+
+def kvm_getproc2(kd: Kvm, op: int = KERN_PROC_ALL, arg: int = 0) -> list[KinfoProc2] | None:
+    """Return the processes that the filter keeps, as struct kinfo_proc2; None on failure. No match is []."""
+    return _attempt(kd, lambda: [proc2_of(process, kd.page_size) for process in kd.processes(op, arg)])
+
+
+def kvm_getlwps(kd: Kvm, pid: int, procaddr: int = 0) -> list[KinfoLwp] | None:
+    """Return the threads of a process, given by its pid or, if that is -1, by its address; None on failure."""
+
+    def collect() -> list[KinfoLwp]:
+        number = pid
+        if pid == -1:
+            number = next((process.pid for process in kd.processes() if process.address == procaddr), -1)
+        lwps = [lwp_of(lwp) for lwp in kd.lwps(number)]
+        if not lwps:
+            raise CommandError(f"no process with PID {pid}" if pid != -1 else f"no process at {procaddr:#x}")
+        return lwps
+
+    return _attempt(kd, collect)
+
+
+def kvm_getargv(kd: Kvm, p: KinfoProc, nchr: int = 0) -> list[bytes] | None:
+    """Return the process's argv, at most `nchr` bytes of it with the NULs (0: no limit); None if there is none."""
+    return _strings(kd, p.kp_proc.p_pid, kd.arguments, nchr)
+
+
+def kvm_getenvv(kd: Kvm, p: KinfoProc, nchr: int = 0) -> list[bytes] | None:
+    """Return the process's environment as `kvm_getargv` returns argv."""
+    return _strings(kd, p.kp_proc.p_pid, kd.environment, nchr)
+
+
+def kvm_getargv2(kd: Kvm, p: KinfoProc2, nchr: int = 0) -> list[bytes] | None:
+    """Return the process's argv as `kvm_getargv` does: of the image, never of the running system."""
+    return _strings(kd, p.p_pid, kd.arguments, nchr)
+
+
+def kvm_getenvv2(kd: Kvm, p: KinfoProc2, nchr: int = 0) -> list[bytes] | None:
+    """Return the process's environment as `kvm_getargv2` returns argv."""
+    return _strings(kd, p.p_pid, kd.environment, nchr)
+
+
+def kvm_getloadavg(kd: Kvm, loadavg: list[float], nelem: int) -> int:
+    """Put up to `nelem` load averages (1, 5 and 15 minutes) into `loadavg`; how many, or -1."""
+    try:
+        load = kd.load_average()
+    except KvmDbgError as error:
+        return _fail(kd, error)
+    values = [load.one, load.five, load.fifteen][: max(nelem, 0)]
+    loadavg[: len(values)] = values
+    return len(values)
+
+
+def kvm_getfiles(kd: Kvm, op: int = KERN_FILE_BYFILE, arg: int = 0) -> list[KinfoFile] | None:
+    """Return the open files; None on failure.
+
+    KERN_FILE_BYFILE gives each file once, KERN_FILE_BYPID one record for each descriptor of process `arg`, or of
+    all processes if that is 0.
+    """
+
+    def collect() -> list[KinfoFile]:
+        if op == KERN_FILE_BYPID:
+            return [file_of(file) for file in kd.files(arg or None)]
+        if op != KERN_FILE_BYFILE:
+            raise CommandError(f"no file filter {op}; the filters are KERN_FILE_BYFILE and KERN_FILE_BYPID")
+        files: dict[int, KinfoFile] = {}
+        for file in kd.files():
+            files.setdefault(file.address, file_of(file))
+        return list(files.values())
+
+    return _attempt(kd, collect)
+
+
+def _strings(kd: Kvm, pid: int, read: Callable[[Process], list[bytes] | None], nchr: int) -> list[bytes] | None:
+    strings = _attempt(kd, lambda: read(kd.process(pid)))
+    if strings is None or nchr <= 0:
+        return strings
+    kept: list[bytes] = []
+    for string in strings:
+        if nchr <= 0:
+            break
+        kept.append(string[: nchr - 1])
+        nchr -= len(string) + 1
+    return kept
+
+
+def _attempt(kd: Kvm, ask: Callable[[], Answer]) -> Answer | None:
+    try:
+        return ask()
+    except KvmDbgError as error:
+        _fail(kd, error)
+        return None
+
+
+def _fail(kd: Kvm, error: KvmDbgError) -> int:
+    kd.error = str(error)
+    return -1

@@ -1,0 +1,208 @@
+"""`Kvm`: one opened image with all that kvm(3) can ask of it, as methods that raise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Self
+
+from kvm_dbg.errors import CommandError, KvmDbgError
+from kvm_dbg.image import open_image
+from kvm_dbg.image.base import MemoryImage, PartialRead
+from kvm_dbg.image.overlay import OverlayImage
+from kvm_dbg.kernel import open_kernel, system_of, write_memory
+from kvm_dbg.kernel.base import (
+    AddressSpaceReader,
+    Kernel,
+    LoadAverage,
+    LogRecord,
+    Lwp,
+    Module,
+    OpenFile,
+    Process,
+    SystemSummary,
+)
+from kvm_dbg.kvm.constant import (
+    KERN_PROC_ALL,
+    KERN_PROC_GID,
+    KERN_PROC_PGRP,
+    KERN_PROC_PID,
+    KERN_PROC_RGID,
+    KERN_PROC_RUID,
+    KERN_PROC_SESSION,
+    KERN_PROC_TTY,
+    KERN_PROC_UID,
+)
+from kvm_dbg.kvm.record import terminal_of
+from kvm_dbg.symbols.base import Symbol
+
+FILTERS: dict[int, Callable[[Process], int | None]] = {
+    KERN_PROC_PID: lambda process: process.pid,
+    KERN_PROC_PGRP: lambda process: process.pgid,
+    KERN_PROC_SESSION: lambda process: process.sid,
+    KERN_PROC_TTY: terminal_of,
+    KERN_PROC_UID: lambda process: process.uid,
+    KERN_PROC_RUID: lambda process: process.ruid,
+    KERN_PROC_GID: lambda process: process.gid,
+    KERN_PROC_RGID: lambda process: process.rgid,
+}
+
+
+class Kvm:
+    """A kernel memory image and its kernel. Use it in a `with` statement, or call `close`.
+
+    Attributes:
+        kernel: what the methods ask; for everything that kvm(3) has no name for.
+        error: the text of the last error of the kvm(3) functions on this descriptor, "" before any.
+    """
+
+    def __init__(self, kernel: Kernel, *, writable: bool = False, name: str = "") -> None:
+        self.kernel = kernel
+        self.writable = writable
+        self.name = name
+        self.error = ""
+        self._system = system_of(kernel)
+
+    @property
+    def image(self) -> MemoryImage:
+        """Return the image."""
+        return self.kernel.image
+
+    @property
+    def page_size(self) -> int:
+        """Return the size of a page in bytes."""
+        return 1 << self.kernel.arch.page_shift
+
+    def close(self) -> None:
+        """Close the image; what was written is forgotten."""
+        self.kernel.image.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def space(self, pid: int | None = None) -> AddressSpaceReader:
+        """Return the address space of process `pid`, or the kernel's for None. Raises CommandError, ReadError."""
+        if pid is None:
+            return self._system.kernel_space(self.kernel)
+        return self._system.address_space(self.kernel, self.process(pid).address)
+
+    def read(self, address: int, size: int, *, pid: int | None = None) -> bytes:
+        """Return `size` bytes at the virtual address, in the kernel or in process `pid`. Raises ReadError."""
+        return self.space(pid).read(address, size)
+
+    def read_partial(self, address: int, size: int, *, pid: int | None = None) -> PartialRead:
+        """Return what is there of the bytes, and which virtual ranges are not."""
+        return self.space(pid).read_partial(address, size)
+
+    def write(self, address: int, data: bytes, *, pid: int | None = None) -> None:
+        """Write into the private copy of memory; the file never changes. Raises CommandError, ReadError."""
+        if not self.writable:
+            raise CommandError("the image was not opened for writing")
+        write_memory(self.kernel, self.space(pid), address, data)
+
+    def nlist(self, names: Iterable[str]) -> dict[str, Symbol]:
+        """Return the symbols found of `names`."""
+        return self.kernel.symbols.find_many(names)
+
+    def processes(self, op: int = KERN_PROC_ALL, argument: int = 0) -> Iterator[Process]:
+        """Yield the processes that the filter keeps: KERN_PROC_* and its argument, as for kvm_getprocs.
+
+        Raises:
+            CommandError: no such filter.
+        """
+        if op != KERN_PROC_ALL and op not in FILTERS:
+            raise CommandError(f"no process filter {op}; the filters are KERN_PROC_ALL to KERN_PROC_RGID, 0 to 8")
+        key = FILTERS.get(op)
+        for process in self._system.for_each_process(self.kernel):
+            if key is None or key(process) == argument:
+                yield process
+
+    def process(self, pid: int) -> Process:
+        """Return the process `pid`. Raises CommandError if there is none."""
+        for process in self.processes(KERN_PROC_PID, pid):
+            return process
+        raise CommandError(f"no process with PID {pid} in this image")
+
+    def lwps(self, pid: int | None = None) -> Iterator[Lwp]:
+        """Yield the threads of one process or of all."""
+        return self._system.for_each_lwp(self.kernel, pid)
+
+    def arguments(self, process: Process) -> list[bytes] | None:
+        """Return a process's argv; None for kernel threads and zombies. Raises ReadError."""
+        return self._system.read_arguments(self.kernel, process)
+
+    def environment(self, process: Process) -> list[bytes] | None:
+        """Return a process's environment; None for kernel threads and zombies. Raises ReadError."""
+        return self._system.read_environment(self.kernel, process)
+
+    def files(self, pid: int | None = None) -> Iterator[OpenFile]:
+        """Yield the open files of one process or of all."""
+        return self._system.for_each_file(self.kernel, pid)
+
+    def load_average(self) -> LoadAverage:
+        """Return the load averages. Raises SymbolNotFound, ReadError."""
+        return self._system.read_load_average(self.kernel)
+
+    def log(self) -> Iterator[LogRecord]:
+        """Yield the kernel's log, oldest first."""
+        return self._system.for_each_log_record(self.kernel)
+
+    def modules(self) -> Iterator[Module]:
+        """Yield the loaded modules."""
+        return self._system.for_each_module(self.kernel)
+
+    def summary(self) -> SystemSummary:
+        """Return what the command `sys` shows."""
+        return self._system.read_summary(self.kernel)
+
+
+def open_kvm(
+    images: str | Iterable[str],
+    vmlinux: str | None = None,
+    *,
+    writable: bool = False,
+    base: int | None = None,
+    hole: tuple[int, int] | None = None,
+    format: str | None = None,  # noqa: A002 - the name users know from the command line
+    candidate: int | None = None,
+    force: bool = False,
+    search: Iterable[str] = (),
+    index_directory: str | None = None,
+) -> Kvm:
+    """Open an image, or the parts of a split one, with the kernel in it.
+
+    Args:
+        images: the path of the image, or the paths of a split image's parts.
+        vmlinux: the kernel file; without one the usual places and `search` are searched.
+        writable: allow `write`, into a private copy.
+        base: physical address of raw RAM's first byte.
+        hole: (start, end) of the hole in raw RAM.
+        format: a reader's name, for a file that is not recognised.
+        candidate: which of several kernels in the image, from 1.
+        force: use a vmlinux that does not match.
+        search: directories to look for vmlinux in, before the usual ones.
+        index_directory: where indexes of symbols and types are kept; None for nowhere.
+
+    Raises:
+        KvmDbgError: the image or the named kernel file cannot be used.
+    """
+    paths = (images,) if isinstance(images, str) else tuple(images)
+    image = open_image(paths, base=base, hole=hole, format=format)
+    try:
+        kernel = open_kernel(
+            OverlayImage(image) if writable else image,
+            vmlinux,
+            candidate=candidate,
+            force=force,
+            search=tuple(search),
+            index_directory=index_directory,
+        )
+    except KvmDbgError:
+        image.close()
+        raise
+    return Kvm(kernel, writable=writable, name=vmlinux or getattr(kernel, "vmlinux_path", None) or "")
