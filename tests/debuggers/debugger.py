@@ -123,11 +123,11 @@ def _probe(debugger: Debugger, program: str) -> Found | str:
     return Found(debugger, program, told.group(2))
 
 
-def clean_environment(home: Path | None = None) -> dict[str, str]:
+def clean_environment(home: Path | None = None, cache: Path | None = None) -> dict[str, str]:
     """Return an environment for a debugger that does not depend on who runs the tests.
 
     Without the Python variables of the caller (the debugger embeds another Python) and without debuginfod's servers;
-    with `home`, every place where a program keeps a person's files lies below it.
+    with `home`, every place where a program keeps a person's files lies below it, caches in `cache` if that is given.
     """
     dropped = ("PYTHON", "DEBUGINFOD", "VIRTUAL_ENV", "PYTEST", "COV_", "LC_", "LANG")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
@@ -141,6 +141,8 @@ def clean_environment(home: Path | None = None) -> dict[str, str]:
             ("XDG_STATE_HOME", ".local/state"),
         ):
             environment[variable] = str(home / folder)
+    if cache is not None:
+        environment["XDG_CACHE_HOME"] = str(cache)
     return environment
 
 

@@ -1,4 +1,8 @@
-"""One gdb as a test sees it from outside: batch runs, MI and DAP, in a home directory of its own."""
+"""One gdb as a test sees it from outside: batch runs, MI and DAP, in a home directory of its own.
+
+The caches below XDG_CACHE_HOME are shared by all debuggers of a run, since some indexes take long to build; a test that
+wants them cold changes that variable in `env`.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +19,14 @@ from tests.debuggers.mi import MiClient
 class Gdb:
     """A gdb of one version; `env` is the environment that it gets, and may be changed by the test."""
 
-    def __init__(self, found: Found, home: Path) -> None:
+    def __init__(self, found: Found, home: Path, cache: Path) -> None:
         self.name = found.debugger.name
         self.version = found.debugger.version
         self.python = found.python
         self.program = found.program
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
-        self.env = clean_environment(home)
+        self.env = clean_environment(home, cache)
         self._dialogues: list[Dialogue] = []
 
     def run(

@@ -14,6 +14,8 @@ A debugger that is missing skips its tests with the reason.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,20 @@ from tests.debuggers.session import Outcome, Place, run_inside
 MARKER = "in_gdb"
 PARAMETER = "_in_gdb"
 INSIDE = "KVM_DBG_INSIDE"
+CACHE = pytest.StashKey[Path]()
+"""The caches that all debuggers of this run share; see `driver.py`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{MARKER}(timeout=seconds): run by pytest inside gdb's embedded Python")
     if INSIDE not in os.environ:
+        config.stash[CACHE] = Path(tempfile.mkdtemp(prefix="debuggers-cache-"))
         config.pluginmanager.register(Outside(config), "debuggers-outside")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if CACHE in config.stash:
+        shutil.rmtree(config.stash[CACHE], ignore_errors=True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -52,20 +62,20 @@ def _in_gdb(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=of_kind("gdb"), ids=lambda debugger: debugger.name)
 def gdb(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gdb]:
     """Return a gdb to drive from outside; the test runs once for each gdb."""
-    yield from _driver(request.param, tmp_path)
+    yield from _driver(request.param, tmp_path, request.config.stash[CACHE])
 
 
 @pytest.fixture(params=of_kind("gdb", dap=True), ids=lambda debugger: debugger.name)
 def gdb_with_dap(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gdb]:
     """Return a gdb that speaks the Debug Adapter Protocol; the test runs once for each."""
-    yield from _driver(request.param, tmp_path)
+    yield from _driver(request.param, tmp_path, request.config.stash[CACHE])
 
 
-def _driver(debugger: Debugger, folder: Path) -> Iterator[Gdb]:
+def _driver(debugger: Debugger, folder: Path, cache: Path) -> Iterator[Gdb]:
     found = find(debugger)
     if not isinstance(found, Found):
         pytest.skip(found.reason)
-    with Gdb(found, folder / "home") as driver:
+    with Gdb(found, folder / "home", cache) as driver:
         yield driver
 
 
@@ -110,7 +120,7 @@ class Outside:
             for nodeid, item in items.items():
                 self._outcomes[nodeid] = [_report(item, "setup", lambda: pytest.skip(reason))]
             return
-        place = Place(self._config.rootpath, self._config.inipath, _handed_on(self._config))
+        place = Place(self._config.rootpath, self._config.inipath, self._config.stash[CACHE], _handed_on(self._config))
         timeout = max(_timeout_of(item) for item in items.values())
         waiting = dict(items)
         while waiting:

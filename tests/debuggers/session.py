@@ -34,10 +34,14 @@ class Outcome(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the tests come from: pytest's root directory, its configuration file, and options to hand on."""
+    """Where the tests come from and live.
+
+    pytest's root directory, its configuration file, the caches that the run's debuggers share, and options to hand on.
+    """
 
     rootdir: Path
     config: Path | None
+    cache: Path
     arguments: tuple[str, ...]
 
 
@@ -67,7 +71,7 @@ def run_inside(found: Found, site: Path, place: Place, tests: Sequence[str], tim
             ),
             encoding="utf-8",
         )
-        environment = clean_environment(home)
+        environment = clean_environment(home, place.cache)
         environment.setdefault("KVM_DBG_LAB_CACHE", str(cache_directory() / "lab"))
         environment.update(KVM_DBG_INSIDE=str(orders), KVM_DBG_TEST_PYTHON=sys.executable)
         command = [found.program, "-nx", "-batch", "-x", str(BOOTSTRAP)]
