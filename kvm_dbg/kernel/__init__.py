@@ -1,1 +1,229 @@
-"""What an operating system means: the only place that joins image, arch, symbols and debuginfo."""
+"""What an operating system means: the only place that joins image, arch, symbols and debuginfo.
+
+`SYSTEMS` is the registry: a new operating system is a package here and one more entry. A system's modules are
+imported when one of its kernels is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from kvm_dbg.arch.base import Paging, Walk
+from kvm_dbg.errors import CommandError, KernelNotFoundError, UnsupportedError
+from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.kernel.base import AddressSpaceReader, Kernel, OperatingSystem
+from kvm_dbg.kernel.space import ImageSpace
+
+Progress = Callable[[str], None]
+
+
+class Identity(NamedTuple):
+    """What an image tells of one kernel without any kernel file; None where it does not say."""
+
+    system: str
+    arch: str
+    release: str | None
+    version: str | None
+    paging: Paging | None
+    slide: int | None
+    build_id: str | None
+    verified: bool
+    text: str
+    quirks: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return one line for a list of candidates."""
+        return self.text
+
+
+class System(Protocol):
+    """An operating system, as the registry knows it."""
+
+    name: str
+
+    def identify(self, image: MemoryImage, progress: Progress | None) -> list[Identity]:
+        """Return its kernels in the image, verified ones first. Raises KernelNotFoundError if there is none."""
+
+    def open(
+        self,
+        image: MemoryImage,
+        path: str | None,
+        *,
+        candidate: int | None,
+        index_directory: str | None,
+        search: tuple[str, ...],
+        force: bool,
+        progress: Progress | None,
+    ) -> Kernel:
+        """Return one of its kernels. Raises KernelNotFoundError if there is none."""
+
+    def owns(self, kernel: Kernel) -> bool:
+        """Return whether the kernel is one of this system."""
+
+    def room(self) -> OperatingSystem:
+        """Return the system's functions."""
+
+
+class _Linux:
+    """Linux."""
+
+    name = "Linux"
+
+    def identify(self, image: MemoryImage, progress: Progress | None) -> list[Identity]:
+        from kvm_dbg.kernel.linux.discovery import find_boots
+
+        return [
+            Identity(
+                self.name,
+                boot.arch,
+                boot.release,
+                boot.version,
+                boot.paging,
+                boot.slide,
+                boot.build_id,
+                boot.verified,
+                boot.describe(),
+                boot.quirks,
+            )
+            for boot in find_boots(image, progress)
+        ]
+
+    def open(
+        self,
+        image: MemoryImage,
+        path: str | None,
+        *,
+        candidate: int | None,
+        index_directory: str | None,
+        search: tuple[str, ...],
+        force: bool,
+        progress: Progress | None,
+    ) -> Kernel:
+        from kvm_dbg.kernel.linux.discovery import choose, find_boots
+        from kvm_dbg.kernel.linux.kernel import open_linux
+
+        boot = choose(find_boots(image, progress), candidate)
+        return open_linux(image, boot, path, index_directory=index_directory, search=search, force=force)
+
+    def owns(self, kernel: Kernel) -> bool:
+        from kvm_dbg.kernel.linux.kernel import LinuxKernel
+
+        return isinstance(kernel, LinuxKernel)
+
+    def room(self) -> OperatingSystem:
+        from kvm_dbg.kernel.linux import LINUX
+
+        return LINUX
+
+
+SYSTEMS: tuple[System, ...] = (_Linux(),)
+
+
+def identify_kernels(image: MemoryImage, progress: Progress | None = None) -> list[Identity]:
+    """Return the kernels in the image, in the order of `--kernel N`.
+
+    Raises:
+        KernelNotFoundError: there is none.
+        UnsupportedError, FormatError: one that is not handled; an image that is corrupt where it was read.
+    """
+    problem: KernelNotFoundError | None = None
+    for system in SYSTEMS:
+        try:
+            return system.identify(image, progress)
+        except KernelNotFoundError as error:
+            problem = problem or error
+    raise problem or KernelNotFoundError("no operating system is built in")
+
+
+def open_kernel(
+    image: MemoryImage,
+    vmlinux: str | None = None,
+    *,
+    candidate: int | None = None,
+    index_directory: str | None = None,
+    search: tuple[str, ...] = (),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Kernel:
+    """Find the kernel in the image and join it with its symbols and types.
+
+    Args:
+        image: an opened image.
+        vmlinux: the kernel file; None to look in `search`, then in the usual places.
+        candidate: which of several kernels in the image, from 1.
+        index_directory: where indexes are kept, None for no index.
+        search: directories to look for a kernel file in.
+        force: use a kernel file that does not match.
+        progress: called with a line of text now and then while memory is searched.
+
+    Raises:
+        KernelNotFoundError: no kernel, several and none chosen, or no kernel file.
+        KernelMismatchError: the named kernel file is of another kernel.
+        FileAccessError, UnknownFormatError, FormatError: the named kernel file cannot be used.
+    """
+    problem: KernelNotFoundError | None = None
+    for system in SYSTEMS:
+        try:
+            return system.open(
+                image,
+                vmlinux,
+                candidate=candidate,
+                index_directory=index_directory,
+                search=search,
+                force=force,
+                progress=progress,
+            )
+        except KernelNotFoundError as error:
+            problem = problem or error
+    raise problem or KernelNotFoundError("no operating system is built in")
+
+
+def system_of(kernel: Kernel) -> OperatingSystem:
+    """Return the room of the kernel's operating system.
+
+    Raises:
+        UnsupportedError: it belongs to none that is built in.
+    """
+    for system in SYSTEMS:
+        if system.owns(kernel):
+            return system.room()
+    raise UnsupportedError(f"the operating system of a {type(kernel).__name__}")
+
+
+def walk_address(kernel: Kernel, vaddr: int, task: int | None = None) -> Walk:
+    """Translate `vaddr` with every page-table entry, in the kernel's space or that of the task at address `task`.
+
+    Raises:
+        NotMappedError, ReadError: the walk ended early.
+        CommandError: the task has no address space of its own.
+    """
+    system = system_of(kernel)
+    space = system.kernel_space(kernel) if task is None else system.address_space(kernel, task)
+    if not isinstance(space, ImageSpace):
+        raise CommandError("this address space has no page tables to show")
+    return space.walk(vaddr)
+
+
+def write_memory(kernel: Kernel, space: AddressSpaceReader, vaddr: int, data: bytes) -> None:
+    """Write `data` at `vaddr` of `space` into the image's private copy; every space of the image sees it.
+
+    Raises:
+        NotMappedError, ReadError: an address is not mapped; nothing is written then.
+        CommandError: the image cannot be written to.
+    """
+    from kvm_dbg.image.overlay import OverlayImage
+
+    if not isinstance(kernel.image, OverlayImage):
+        raise CommandError("this image was opened for reading only")
+    page_size = 1 << kernel.arch.page_shift
+    pieces = []
+    done = 0
+    while done < len(data):
+        length = min(page_size - (vaddr + done) % page_size, len(data) - done)
+        pieces.append((space.translate(vaddr + done), data[done : done + length]))
+        done += length
+    for paddr, piece in pieces:
+        kernel.image.write(paddr, piece)
+    if isinstance(space, ImageSpace):
+        space.invalidate()

@@ -1,0 +1,106 @@
+"""Where an x86_64 Linux has its page tables.
+
+The kernel's image is mapped at __START_KERNEL_map (arch/x86/include/asm/page_64_types.h): physical = virtual -
+__START_KERNEL_map + phys_base, with virtual addresses that include the KASLR slide. VMCOREINFO gives phys_base
+(NUMBER, since 4.10; 0 is legal), the top table (SYMBOL(swapper_pg_dir) is init_top_pgt), pgtable_l5_enabled and
+sme_mask (arch/x86/kernel/vmcore_info_64.c). A CPU's CR3 holds the current process's top table: bits 11:0 are PCID or
+cache bits, and with page-table isolation bit 12 selects the user's half of a pair of tables
+(arch/x86/mm/pti.c, PTI_PGTABLE_SWITCH_BIT): only the other half maps the kernel. CR4.LA57 (bit 12) means 5 levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvm_dbg.arch.base import Paging
+from kvm_dbg.arch.x86_64 import ADDRESS_MASK, X86_64
+from kvm_dbg.arch.x86_64_register import parse_qemu_cpu_state
+from kvm_dbg.errors import CorruptError, ReadError
+from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.kernel.linux.boot import Boot
+from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
+
+ARCH = X86_64
+START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+KERNEL_IMAGE_SIZE = 1 << 30  # bytes: the kernel's image lies in this much from START_KERNEL_MAP, wherever KASLR puts it
+SLIDE_STEP = 1 << 21  # CONFIG_PHYSICAL_ALIGN is a multiple of 2 MiB
+CR4_LA57 = 1 << 12
+TOP_TABLES = ("swapper_pg_dir", "init_top_pgt", "init_level4_pgt")  # newest name that every version answers to first
+
+
+def recognise(info: VmcoreInfo) -> bool:
+    """Return whether a VMCOREINFO block is of this architecture."""
+    return info.number("phys_base") is not None and any(info.symbol(name) for name in TOP_TABLES)
+
+
+def paging_of(info: VmcoreInfo) -> Paging | None:
+    """Return the page tables that VMCOREINFO describes; None if what it says is missing or impossible."""
+    phys_base = info.number("phys_base")
+    top = next((address for name in TOP_TABLES if (address := info.symbol(name)) is not None), None)
+    if phys_base is None or top is None:
+        return None
+    return make_paging(top, phys_base, bool(info.number("pgtable_l5_enabled")), info.number("sme_mask") or 0)
+
+
+def make_paging(top: int, phys_base: int, five_levels: bool, encryption_mask: int = 0) -> Paging | None:
+    """Return the page tables whose top table is at kernel address `top`; None if that is impossible."""
+    root = top - START_KERNEL_MAP + phys_base
+    if root & ~ADDRESS_MASK or encryption_mask & ~ADDRESS_MASK:
+        return None
+    return Paging(root, 5 if five_levels else 4, encryption_mask)
+
+
+def pagings_of_cpus(image: MemoryImage, encryption_mask: int = 0) -> Iterator[Paging]:
+    """Yield the page tables that CPUs were using, from QEMU's notes; each at most once."""
+    seen: set[Paging] = set()
+    for note in image.notes:
+        if note.name != "QEMU" or note.type != 0:
+            continue
+        try:
+            control = parse_qemu_cpu_state(note.desc).control
+        except CorruptError:
+            continue  # not a note that helps
+        levels = 5 if control[4] & CR4_LA57 else 4
+        root = control[3] & ADDRESS_MASK & ~encryption_mask
+        for table in (root & ~0x1000, root):
+            paging = Paging(table, levels, encryption_mask)
+            if paging not in seen and table:
+                seen.add(paging)
+                yield paging
+
+
+def find_phys_base(space: ImageSpace, address: int) -> int | None:
+    """Return phys_base as the page tables have it, by translating an address of the kernel's image."""
+    try:
+        return space.translate(address) - (address - START_KERNEL_MAP)
+    except ReadError:
+        return None
+
+
+def locate(image: MemoryImage, boot: Boot, banner: int, top: int) -> Boot | None:
+    """Return `boot` with page tables and slide, from where its banner lies and a kernel file's symbols.
+
+    banner, top: addresses of `linux_banner` and of the top table as the kernel file has them. None if nothing fits.
+    """
+    if boot.paging is not None and boot.banner_vaddr is not None:
+        slide = boot.banner_vaddr - banner
+        return boot._replace(slide=slide) if 0 <= slide < KERNEL_IMAGE_SIZE else None
+    if boot.banner_paddr is None:
+        return None
+    shift = boot.banner_paddr - (banner - START_KERNEL_MAP)  # slide + phys_base
+    if shift % SLIDE_STEP:
+        return None
+    for five_levels in (False, True):
+        paging = make_paging(top, shift, five_levels)
+        if paging is None:
+            return None
+        space = ImageSpace(ARCH, image, paging)
+        for slide in range(0, KERNEL_IMAGE_SIZE, SLIDE_STEP):
+            try:
+                if space.translate(banner + slide) != boot.banner_paddr:
+                    continue
+            except (ReadError, CorruptError):
+                continue
+            return boot._replace(paging=paging, slide=slide, phys_base=shift - slide, verified=True)
+    return None

@@ -1,0 +1,226 @@
+"""Find Linux kernels in an image.
+
+In this order: the VMCOREINFO note; the VMCOREINFO text in memory (a page that begins with "OSRELEASE=": every running
+kernel keeps one); the page tables that a hypervisor's notes say the CPUs used; the text of `linux_banner`. What is
+found in memory may be stale (an earlier boot, a kernel that was replaced by kexec), so each must prove itself, and
+those that do come first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from kvm_dbg.arch.base import Paging
+from kvm_dbg.errors import KernelNotFoundError, NotMappedError, ReadError, UnsupportedError
+from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.kernel.linux import boot_x86_64
+from kvm_dbg.kernel.linux.boot import Boot, verify
+from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.symbols.vmcoreinfo import MAX_SIZE, START, VmcoreInfo
+
+Progress = Callable[[str], None]
+
+PAGE = 4096  # bytes, the smallest page: VMCOREINFO's text starts at a multiple
+MAX_CANDIDATES = 64  # more pages than that which begin with OSRELEASE= are no kernels
+PROGRESS_STEP = 1 << 28  # bytes scanned between two reports
+BANNER = b"Linux version "  # init/version.c: linux_banner
+BANNER_SIZE = 512  # bytes that a banner may have
+BANNER_PATTERN = re.compile(rb"Linux version (\S{1,64}) \([^\0\n]{1,300}\) (#[^\0\n]{1,100})\n\0")
+BLOCK = 1 << 21  # bytes of the kernel's map that are looked at together
+
+
+def find_boots(image: MemoryImage, progress: Progress | None = None) -> list[Boot]:
+    """Return the Linux kernels in the image, those that proved themselves first.
+
+    Raises:
+        KernelNotFoundError: there is none.
+        UnsupportedError: a Linux kernel of an architecture that is not built.
+        FormatError: the image is corrupt where it was read.
+    """
+    note = image.find_note("VMCOREINFO")
+    if note is not None:
+        info = VmcoreInfo(note.desc)
+        if info.release is not None:
+            return [boot_of(image, info, "VMCOREINFO note")]
+    boots: dict[tuple[object, ...], Boot] = {}
+    unsupported: UnsupportedError | None = None
+    for paddr, info in for_each_vmcoreinfo(image, progress):
+        identity = (info.release, info.symbol("init_uts_ns"), info.symbol("swapper_pg_dir"), info.number("phys_base"))
+        if identity not in boots:
+            try:
+                boots[identity] = boot_of(image, info, f"VMCOREINFO found at physical {paddr:#x}")
+            except UnsupportedError as error:
+                unsupported = error
+    found = list(boots.values())
+    if not any(boot.verified for boot in found):
+        found += boots_of_cpus(image)
+    if not found:
+        found += for_each_banner(image, progress)
+    if not found:
+        if unsupported is not None:
+            raise unsupported
+        name = image.paths[0] if image.paths else "the image"
+        raise KernelNotFoundError(
+            f"{name}: no Linux kernel found: no VMCOREINFO note, no page that begins with OSRELEASE=, no page tables in"
+            " the notes and no text of linux_banner in memory. If this is raw RAM, check --base and --hole"
+        )
+    return sorted(found, key=lambda boot: not boot.verified)
+
+
+def boot_of(image: MemoryImage, info: VmcoreInfo, source: str) -> Boot:
+    """Return the kernel that a VMCOREINFO block describes, verified if that can be.
+
+    Raises:
+        UnsupportedError: it is of an architecture that is not built.
+    """
+    machine = image.info.machine
+    if not boot_x86_64.recognise(info) and machine != boot_x86_64.ARCH.name:
+        raise UnsupportedError(f"Linux on {machine or 'this architecture'}", f"release {info.release}")
+    described = boot_x86_64.paging_of(info)
+    pagings = [described] if described is not None else []
+    pagings += boot_x86_64.pagings_of_cpus(image, info.number("sme_mask") or 0)
+    first_problem = ""
+    for paging in pagings:
+        names, problem = verify(ImageSpace(boot_x86_64.ARCH, image, paging), info)
+        if not problem and names is not None:
+            quirk = "the page tables are not where VMCOREINFO says: a CPU's were used"
+            return _boot(info, paging, names.version, source, True, () if paging == described else (quirk,))
+        first_problem = first_problem or problem
+    quirk = f"the kernel could not be verified: {first_problem or 'VMCOREINFO does not say where the page tables are'}"
+    return _boot(info, described, None, source, False, (quirk,))
+
+
+def _boot(
+    info: VmcoreInfo, paging: Paging | None, version: str | None, source: str, verified: bool, quirks: tuple[str, ...]
+) -> Boot:
+    return Boot(
+        arch=boot_x86_64.ARCH.name,
+        release=info.release,
+        version=version,
+        paging=paging,
+        slide=info.kernel_offset,
+        phys_base=info.number("phys_base"),
+        build_id=info.build_id,
+        vmcoreinfo=info,
+        source=source,
+        verified=verified,
+        quirks=quirks,
+    )
+
+
+def for_each_vmcoreinfo(image: MemoryImage, progress: Progress | None = None) -> Iterator[tuple[int, VmcoreInfo]]:
+    """Yield (paddr, block) of every page in memory that begins like VMCOREINFO's text."""
+    count = 0
+    for paddr, chunk in _chunks(image, progress, "looking for VMCOREINFO"):
+        first = -paddr % PAGE
+        starts = chunk[first::PAGE]
+        at = starts.find(START[0])
+        while at >= 0:
+            offset = first + at * PAGE
+            if chunk.startswith(START, offset):
+                yield paddr + offset, VmcoreInfo(chunk[offset : offset + MAX_SIZE])
+                count += 1
+                if count >= MAX_CANDIDATES:
+                    return
+            at = starts.find(START[0], at + 1)
+
+
+def boots_of_cpus(image: MemoryImage) -> list[Boot]:
+    """Return the kernels that the page tables in QEMU's notes lead to; they are verified by that."""
+    for paging in boot_x86_64.pagings_of_cpus(image):
+        space = ImageSpace(boot_x86_64.ARCH, image, paging)
+        for vaddr in range(
+            boot_x86_64.START_KERNEL_MAP, boot_x86_64.START_KERNEL_MAP + boot_x86_64.KERNEL_IMAGE_SIZE, BLOCK
+        ):
+            try:
+                space.translate(vaddr)
+            except NotMappedError as error:
+                if error.level != "PTE":
+                    continue
+            except ReadError:
+                pass
+            data = space.read_partial(vaddr, BLOCK + BANNER_SIZE).data
+            match = BANNER_PATTERN.search(data)
+            if match is None:
+                continue
+            banner = vaddr + match.start()
+            return [
+                Boot(
+                    arch=boot_x86_64.ARCH.name,
+                    release=match[1].decode("ascii", "replace"),
+                    version=match[2].decode("ascii", "replace"),
+                    paging=paging,
+                    slide=None,
+                    phys_base=boot_x86_64.find_phys_base(space, banner),
+                    build_id=None,
+                    vmcoreinfo=None,
+                    source="page tables of a CPU in QEMU's notes",
+                    verified=True,
+                    banner_vaddr=banner,
+                )
+            ]
+    return []
+
+
+def for_each_banner(image: MemoryImage, progress: Progress | None = None) -> Iterator[Boot]:
+    """Yield a kernel for each text of `linux_banner` in memory; where its page tables are, a kernel file must tell."""
+    if image.info.machine not in (None, boot_x86_64.ARCH.name):
+        raise UnsupportedError(f"Linux on {image.info.machine}")
+    tail, tail_end, count = b"", -1, 0
+    for chunk_paddr, chunk in _chunks(image, progress, "looking for linux_banner"):
+        overlap = tail if tail_end == chunk_paddr else b""  # a banner may lie across two chunks
+        data, paddr = overlap + chunk, chunk_paddr - len(overlap)
+        at = data.find(BANNER)
+        while at >= 0:
+            match = BANNER_PATTERN.match(data, at)
+            if match is not None and match.end() > len(overlap):
+                yield Boot(
+                    arch=boot_x86_64.ARCH.name,
+                    release=match[1].decode("ascii", "replace"),
+                    version=match[2].decode("ascii", "replace"),
+                    paging=None,
+                    slide=None,
+                    phys_base=None,
+                    build_id=None,
+                    vmcoreinfo=None,
+                    source=f"linux_banner found at physical {paddr + at:#x}",
+                    verified=False,
+                    banner_paddr=paddr + at,
+                )
+                count += 1
+                if count >= MAX_CANDIDATES:
+                    return
+            at = data.find(BANNER, at + 1)
+        tail, tail_end = data[-BANNER_SIZE:], paddr + len(data)
+
+
+def _chunks(image: MemoryImage, progress: Progress | None, what: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the image's present memory in chunks, reporting now and then."""
+    done = reported = 0
+    for paddr, chunk in image.for_each_chunk():
+        yield paddr, chunk
+        done += len(chunk)
+        if progress is not None and done - reported >= PROGRESS_STEP:
+            reported = done
+            progress(f"{what}: {done >> 20} MiB")
+
+
+def choose(boots: list[Boot], candidate: int | None) -> Boot:
+    """Return the chosen kernel (`candidate` counts from 1), or the one that proved itself, or the only one.
+
+    Raises:
+        KernelNotFoundError: there is no such candidate, or several and none chosen; lists them.
+    """
+    lines = tuple(f"{number}: {boot.describe()}" for number, boot in enumerate(boots, 1))
+    listed = "".join(f"\n  {line}" for line in lines)
+    if candidate is not None:
+        if 1 <= candidate <= len(boots):
+            return boots[candidate - 1]
+        raise KernelNotFoundError(f"there is no kernel {candidate} in the image; it holds{listed}", lines)
+    verified = [boot for boot in boots if boot.verified]
+    if len(verified) == 1:
+        return verified[0]
+    if len(boots) == 1:
+        return boots[0]
+    raise KernelNotFoundError(f"several kernels are in the image; choose one with --kernel N{listed}", lines)
