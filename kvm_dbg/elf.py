@@ -34,6 +34,7 @@ SHF_ALLOC, SHF_EXECINSTR, SHF_COMPRESSED = 0x2, 0x4, 0x800
 ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD = 1, 2
 NT_GNU_BUILD_ID = 3
 MAX_NOTES = 1 << 17  # a machine has at most a few notes per CPU
+MAX_ENTRIES = 1 << 20  # program or section headers
 MAX_INFLATED = 1 << 32  # bytes, of one compressed section
 
 # e_machine -> the name of the architecture, as kvm_dbg's registry of architectures has it
@@ -397,6 +398,8 @@ def _check_table(
     """Raise FormatError unless `count` entries of `entry_size` bytes, `need` of them used, lie inside the file."""
     if entry_size < need or entry_size > 4096:
         raise FormatError(path, 0, size_field, f"entries of {entry_size} bytes, where {need} are needed")
+    if count > MAX_ENTRIES:
+        raise FormatError(path, offset, field, f"{count} entries are more than {MAX_ENTRIES}")
     if offset + entry_size * count > len(data):
         raise FormatError(
             path, offset, field, f"{count} entries of {entry_size} bytes do not fit into a file of {len(data)} bytes"

@@ -1,1 +1,172 @@
-"""Which bytes are at a physical address: readers of memory images."""
+"""Which bytes are at a physical address: readers of memory images.
+
+from kvm_dbg.image import open_image
+
+with open_image("vmcore") as image:
+    image.read(0x1000, 16)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kvm_dbg.errors import CommandError, UnknownFormatError
+from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.image.source import FileSource, Source
+
+__all__ = ["FORMATS", "ImageFormat", "MemoryImage", "open_image"]
+
+
+class Options(NamedTuple):
+    """What the user said about a file that cannot say it itself."""
+
+    base: int | None
+    hole: tuple[int, int] | None
+    format: str | None
+
+
+class ImageFormat(NamedTuple):
+    """A format: `probe` is True (ours), False (not ours), or raises (ours, but broken: at which offset)."""
+
+    name: str
+    title: str
+    probe: Callable[[Source], bool]
+    open: Callable[[Sequence[Source], Options], MemoryImage]
+
+
+def _probe_elf(source: Source) -> bool:
+    from kvm_dbg.image import elfcore
+
+    return elfcore.probe(source)
+
+
+def _open_elf(sources: Sequence[Source], options: Options) -> MemoryImage:
+    from kvm_dbg.image.elfcore import ElfCoreImage
+
+    return ElfCoreImage(_only(sources, options))
+
+
+def _probe_lime(source: Source) -> bool:
+    from kvm_dbg.image import lime
+
+    return lime.probe(source)
+
+
+def _open_lime(sources: Sequence[Source], options: Options) -> MemoryImage:
+    from kvm_dbg.image.lime import LimeImage
+
+    return LimeImage(_only(sources, options))
+
+
+def _probe_raw(source: Source) -> bool:
+    from kvm_dbg.image import raw
+    from kvm_dbg.image.foreign import name_foreign
+
+    return name_foreign(source) is None and raw.probe(source)
+
+
+def _open_raw(sources: Sequence[Source], options: Options) -> MemoryImage:
+    from kvm_dbg.image.raw import RawImage
+
+    source = _single(sources)
+    return RawImage(source, options.base or 0, options.hole, assumed=options.format is None and options.base is None)
+
+
+FORMATS: tuple[ImageFormat, ...] = (
+    ImageFormat("elf", "ELF vmcore", _probe_elf, _open_elf),
+    ImageFormat("lime", "LiME", _probe_lime, _open_lime),
+    ImageFormat("raw", "raw RAM", _probe_raw, _open_raw),
+)
+
+
+def open_image(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    base: int | None = None,
+    hole: tuple[int, int] | None = None,
+    format: str | None = None,  # noqa: A002 - the word of the field
+) -> MemoryImage:
+    """Open a memory image, whatever its format.
+
+    Args:
+        paths: the file, or all files of a split dump in any order.
+        base: physical address of the first byte of raw RAM.
+        hole: (start, end) of the physical addresses that raw RAM leaves out.
+        format: the name of one of FORMATS, if it is not to be found out.
+
+    Raises:
+        FileAccessError: a file cannot be read.
+        UnknownFormatError: a file is no memory image; says what it is, where that is known.
+        FormatError: a file is a memory image, but damaged where it cannot be read without.
+        CommandError: the arguments contradict each other or the file.
+    """
+    names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not names:
+        raise CommandError("no file to open was given")
+    known = [entry.name for entry in FORMATS]
+    if format is not None and format not in known:
+        raise CommandError(f"no format is called {format!r}: one of {', '.join(known)}")
+    options = Options(base, hole, format)
+    sources: list[Source] = []
+    try:
+        for name in names:
+            sources.append(_open_source(name, format))
+        return _find_format(sources[0], options).open(sources, options)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+
+
+def _open_source(path: str | os.PathLike[str], name: str | None) -> Source:
+    """Open a file, and look through the wrapping of a flattened stream unless it was said to be raw."""
+    from kvm_dbg.image import flattened
+
+    source: Source = FileSource(path)
+    if name == "raw" or source.read(0, 16) != flattened.SIGNATURE:
+        return source
+    try:
+        return flattened.FlattenedSource(source)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _find_format(source: Source, options: Options) -> ImageFormat:
+    """Return the format that the user named, else the first that calls the file its own."""
+    if options.format == "raw":
+        return FORMATS[-1]
+    for entry in FORMATS:
+        if options.format in (None, entry.name) and entry.probe(source):
+            return entry
+    from kvm_dbg.image.foreign import name_foreign
+
+    what = name_foreign(source)
+    if options.format is not None:
+        text = f"is not of the format {options.format!r}" + (f": it is {what}" if what else "")
+    elif what is not None:
+        text = f"is {what}"
+    else:
+        names = ", ".join(entry.title for entry in FORMATS[:-1])
+        text = f"is no memory image that is known ({names}); if it is raw RAM, say so: --format raw"
+    raise UnknownFormatError(source.path, text)
+
+
+def _single(sources: Sequence[Source]) -> Source:
+    """Return the only source; only kdump-compressed dumps are split."""
+    if len(sources) != 1:
+        raise CommandError(f"{sources[0].path} is not part of a split dump: open it alone")
+    return sources[0]
+
+
+def _only(sources: Sequence[Source], options: Options) -> Source:
+    """Return the only source of a format that knows its addresses."""
+    _no_addresses(sources[0], options)
+    return _single(sources)
+
+
+def _no_addresses(source: Source, options: Options) -> None:
+    if options.base is not None or options.hole is not None:
+        raise CommandError(f"{source.path} says itself where its memory is: base and hole are for raw RAM")

@@ -1,0 +1,139 @@
+"""A bitmap in a file, one bit for each page, read only where it is asked about.
+
+Bit `pfn` is bit `pfn & 7` of byte `pfn >> 3`. The place of a page's descriptor is the number of bits set before its
+own: counts are kept for each UNIT (4096 bytes, 128 MiB of 4 KiB pages), found from the start up to the last unit that
+was asked for, and within recently used units for each group of GROUP pages.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+from kvm_dbg.image.source import Source
+
+GROUP = 512  # pages
+GROUP_BYTES = GROUP // 8
+UNIT_BYTES = 4096
+UNIT_BITS = UNIT_BYTES * 8
+_GROUPS = UNIT_BYTES // GROUP_BYTES
+_AHEAD = 256  # units read at a time while counting
+_CACHED = 256  # units kept in detail, about 10 KiB each
+_ZEROS = bytes(UNIT_BYTES)
+_ONES = b"\xff" * UNIT_BYTES
+_GROUP_ONES = (1 << GROUP) - 1
+
+
+class Bitmap:
+    """A bitmap of `size` bytes at `offset` of a source; bytes that the source does not have read as zero.
+
+    Attributes:
+        readable: number of bits that the source has.
+    """
+
+    def __init__(self, source: Source, offset: int, size: int) -> None:
+        self._source = source
+        self._offset = offset
+        self._size = size
+        self.readable = 8 * max(0, min(size, source.size - offset))
+        self._before = array("Q", [0])  # bits set before unit i
+        self._units: dict[int, tuple[list[int], list[int]]] = {}
+
+    def _read(self, start: int, size: int) -> bytes:
+        size = min(size, self._size - start)
+        return self._source.read(self._offset + start, size) if size > 0 else b""
+
+    def group(self, number: int) -> tuple[int, int]:
+        """Return the bits of group `number` as an integer, and the count of bits set before the group."""
+        unit, index = divmod(number, _GROUPS)
+        known = self._units.get(unit)
+        if known is None:
+            known = self._load(unit)
+        return known[0][index], known[1][index]
+
+    def _load(self, unit: int) -> tuple[list[int], list[int]]:
+        data = self._read(unit * UNIT_BYTES, UNIT_BYTES).ljust(UNIT_BYTES, b"\0")
+        count = self.count_before_unit(unit)
+        groups, before = [], []
+        for at in range(0, UNIT_BYTES, GROUP_BYTES):
+            bits = int.from_bytes(data[at : at + GROUP_BYTES], "little")
+            groups.append(bits)
+            before.append(count)
+            count += bits.bit_count()
+        if len(self._units) >= _CACHED:
+            del self._units[next(iter(self._units))]
+        self._units[unit] = (groups, before)
+        return groups, before
+
+    def count_before_unit(self, unit: int) -> int:
+        """Return how many bits are set before unit `unit`; counts as far as it was not done before."""
+        before = self._before
+        last = -(-self._size // UNIT_BYTES)
+        unit = min(unit, last)
+        while len(before) <= unit:
+            done = len(before) - 1
+            data = self._read(done * UNIT_BYTES, _AHEAD * UNIT_BYTES)
+            total = before[done]
+            for at in range(0, min(_AHEAD, last - done) * UNIT_BYTES, UNIT_BYTES):
+                part = data[at : at + UNIT_BYTES]
+                if part == _ONES:
+                    total += UNIT_BITS
+                elif part != _ZEROS:
+                    total += int.from_bytes(part, "little").bit_count()
+                before.append(total)
+        return before[unit]
+
+    def rank(self, pfn: int) -> int:
+        """Return how many bits are set before `pfn`."""
+        if pfn >= self._size * 8:
+            return self.count_before_unit(-(-self._size // UNIT_BYTES))
+        bits, before = self.group(pfn // GROUP)
+        return before + (bits & (1 << pfn % GROUP) - 1).bit_count()
+
+    def test(self, pfn: int) -> bool:
+        """Tell whether the bit of `pfn` is set."""
+        return pfn < self._size * 8 and bool(self.group(pfn // GROUP)[0] >> pfn % GROUP & 1)
+
+    def for_each_run(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield (first, last + 1) of the runs of set bits in [start, end), each at most a unit long."""
+        end = min(end, self._size * 8)
+        pfn = start
+        while pfn < end:
+            unit = pfn // UNIT_BITS
+            stop = min((unit + 1) * UNIT_BITS, end)
+            data = self._read(unit * UNIT_BYTES, UNIT_BYTES)
+            if data == _ONES:
+                yield pfn, stop
+            elif data != _ZEROS:
+                low = pfn - unit * UNIT_BITS
+                yield from _runs(int.from_bytes(data, "little"), unit * UNIT_BITS, low, stop - unit * UNIT_BITS)
+            pfn = stop
+
+
+def _runs(value: int, base: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs of set bits in bits [low, high) of `value`, moved up by `base`; a group at a time."""
+    pending = -1
+    for group in range(low // GROUP, -(-high // GROUP)):
+        bits = value >> group * GROUP & _GROUP_ONES
+        first = group * GROUP
+        at = max(low - first, 0)
+        stop = min(high - first, GROUP)
+        bits &= (1 << stop) - 1
+        bits >>= at
+        while True:
+            if pending >= 0:  # inside a run: find its end
+                ones = (bits + 1 & ~bits).bit_length() - 1
+                if at + ones >= stop:
+                    break
+                yield base + pending, base + first + at + ones
+                pending = -1
+                bits >>= ones
+                at += ones
+            if not bits:
+                break
+            zeros = (bits & -bits).bit_length() - 1
+            at += zeros
+            bits >>= zeros
+            pending = first + at
+    if pending >= 0:
+        yield base + pending, base + high

@@ -1,0 +1,47 @@
+"""Name what a file is when it is no memory image, and say what to do with it."""
+
+from __future__ import annotations
+
+from kvm_dbg.image.source import Source
+
+# magic bytes, their offset, what it is
+_KNOWN: tuple[tuple[bytes, int, str], ...] = (
+    (b"\x1f\x8b", 0, "a gzip file: decompress it first (gzip -d)"),
+    (b"\xfd7zXZ\0", 0, "an xz file: decompress it first (xz -d)"),
+    (b"BZh", 0, "a bzip2 file: decompress it first (bzip2 -d)"),
+    (b"\x28\xb5\x2f\xfd", 0, "a zstd file: decompress it first (zstd -d)"),
+    (b"\x04\x22\x4d\x18", 0, "an lz4 file: decompress it first (lz4 -d)"),
+    (b"\x89LZO\0\r\n\x1a\n", 0, "an lzop file: decompress it first (lzop -d)"),
+    (b"AVML", 0, "a compressed AVML image: convert it first (avml-convert)"),
+    (b"PK\x03\x04", 0, "a zip archive: unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", 0, "a 7z archive: unpack it first"),
+    (b"ustar", 257, "a tar archive: unpack it first"),
+    (b"!<arch>\n", 0, "an ar archive or Debian package"),
+    (b"\xed\xab\xee\xdb", 0, "an RPM package"),
+    (b"070701", 0, "a cpio archive: unpack it first"),
+    (b"QFI\xfb", 0, "a qcow2 disk image, not memory"),
+    (b"HdrS", 0x202, "a bootable kernel (bzImage), not a memory image"),
+    (b"PAGEDU", 0, "a Windows crash dump"),
+    (b"MZ", 0, "a Windows or EFI program (PE)"),
+    (b"hibr", 0, "a Windows hibernation file"),
+    (b"\x8f\x82\x1a\xa8", 0, "an LKCD dump"),
+    (b"QEVM", 0, "a QEMU migration stream: take the dump with dump-guest-memory"),
+    (b"LibvirtQemudSave", 0, "a libvirt save file: take the dump with `virsh dump --memory-only`"),
+    (b"\x7fELF", 0, "an ELF file"),
+    (b"%PDF", 0, "a PDF document"),
+    (b"\x89PNG", 0, "a PNG picture"),
+)
+_TEXT = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\n\r\f\v")
+
+
+def name_foreign(source: Source) -> str | None:
+    """Return what the file is, as the end of "this is ...", None if its start is not known."""
+    head = source.read(0, 1024)
+    for magic, offset, what in _KNOWN:
+        if head[offset : offset + len(magic)] == magic:
+            return what
+    if head and _TEXT.issuperset(head):
+        return "a text file"
+    if not any(head) and len(head) == source.size:
+        return "nothing but zeros"
+    return None

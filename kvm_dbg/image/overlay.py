@@ -1,0 +1,132 @@
+"""Writes into an image that never reach its file: a private copy of the bytes that were written."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+from kvm_dbg.errors import NotInImageError
+from kvm_dbg.image.base import ImageInfo, MemoryImage, Piece, Presence, Range
+
+
+class OverlayImage(MemoryImage):
+    """An image over another one, whose bytes can be written.
+
+    Only the bytes that were written are kept, in blocks that neither overlap nor touch. Closing it closes the image
+    below and forgets the writes.
+    """
+
+    def __init__(self, image: MemoryImage) -> None:
+        self.image = image
+        self.paths = image.paths
+        self.notes = image.notes
+        self._starts: list[int] = []
+        self._blocks: list[bytearray] = []
+
+    @property
+    def info(self) -> ImageInfo:
+        return self.image.info
+
+    @property
+    def written(self) -> int:
+        """Return how many bytes differ in origin from the image below."""
+        return sum(map(len, self._blocks))
+
+    def write(self, paddr: int, data: bytes) -> None:
+        """Put `data` at physical address `paddr`.
+
+        Memory that the image describes but does not hold (excluded, truncated) can be written.
+
+        Raises:
+            NotInImageError: part of it is not memory that the image describes; nothing is written then.
+        """
+        if not data:
+            return
+        end = paddr + len(data)
+        for piece in self.pieces(paddr, len(data)):
+            if piece.presence is Presence.HOLE:
+                raise NotInImageError(piece.paddr, piece.size, "hole", self.paths[0] if self.paths else "")
+        first = bisect_right(self._starts, paddr)
+        if first and self._starts[first - 1] + len(self._blocks[first - 1]) >= paddr:
+            first -= 1
+        last = bisect_right(self._starts, end)
+        block, start = bytearray(data), paddr
+        if first < last:
+            low, before = self._starts[first], self._blocks[first]
+            if low < paddr:
+                if last - first == 1 and end <= low + len(before):  # wholly inside: no copy of the block
+                    before[paddr - low : end - low] = data
+                    return
+                block[:0] = before[: paddr - low]
+                start = low
+            high, after = self._starts[last - 1], self._blocks[last - 1]
+            if high + len(after) > end:
+                block += after[end - high :]
+        self._starts[first:last] = [start]
+        self._blocks[first:last] = [block]
+
+    def _touches(self, paddr: int, end: int) -> bool:
+        """Tell whether any written byte is in [paddr, end)."""
+        index = bisect_left(self._starts, end)
+        return index > 0 and self._starts[index - 1] + len(self._blocks[index - 1]) > paddr
+
+    def read(self, paddr: int, size: int) -> bytes:
+        if self._starts and self._touches(paddr, paddr + size):
+            return super().read(paddr, size)
+        return self.image.read(paddr, size)
+
+    def pieces(self, paddr: int, size: int) -> Iterator[Piece]:
+        end = paddr + size
+        index = max(bisect_right(self._starts, paddr) - 1, 0)
+        while paddr < end:
+            start = self._starts[index] if index < len(self._starts) else end
+            block = self._blocks[index] if index < len(self._blocks) else b""
+            index += 1
+            if start < end and start + len(block) <= paddr:
+                continue
+            if start > paddr:
+                stop = min(start, end)
+                yield from self.image.pieces(paddr, stop - paddr)
+                paddr = stop
+            if paddr < end:
+                stop = min(start + len(block), end)
+                yield Piece(paddr, stop - paddr, Presence.PRESENT, bytes(block[paddr - start : stop - start]))
+                paddr = stop
+
+    def coverage(self, start: int = 0, end: int | None = None) -> Iterator[Range]:
+        pending: Range | None = None
+        for run in self._split(start, end):
+            if pending is not None and pending.end == run.start and pending.presence is run.presence:
+                pending = Range(pending.start, pending.size + run.size, run.presence)
+                continue
+            if pending is not None:
+                yield pending
+            pending = run
+        if pending is not None:
+            yield pending
+
+    def _split(self, start: int, end: int | None) -> Iterator[Range]:
+        """Yield the ranges of the image below, written bytes made present; neighbours are not merged."""
+        for run in self.image.coverage(start, end):
+            low = run.start
+            index = max(bisect_right(self._starts, low) - 1, 0)
+            while low < run.end and index < len(self._starts):
+                block, stop = self._starts[index], self._starts[index] + len(self._blocks[index])
+                index += 1
+                if stop <= low:
+                    continue
+                if block >= run.end:
+                    break
+                if block > low:
+                    yield Range(low, block - low, run.presence)
+                    low = block
+                stop = min(stop, run.end)
+                yield Range(low, stop - low, Presence.PRESENT)
+                low = stop
+            if low < run.end:
+                yield Range(low, run.end - low, run.presence)
+
+    def close(self) -> None:
+        self._starts.clear()
+        self._blocks.clear()
+        self.image.close()
