@@ -38,6 +38,7 @@ class LinuxKernel(Kernel):
         text mapping adds, None if unknown. paging, levels: its page tables. space: its address space.
         vmcoreinfo: None if the image has none. vmlinux_path: None without a kernel file. build_id: lower-case digits,
         None if unknown. quirks: a sentence each, what a careful reader wants to know. index_directory: None for none.
+        memo: what free functions derive from types and symbols, kept by the function that made it (`layout.remembered`).
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LinuxKernel(Kernel):
         self.vmlinux_path = file.path if file is not None else None
         self.build_id = file.build_id if file is not None and file.build_id else boot.build_id
         self.index_directory = index_directory
+        self.memo: dict[object, object] = {}
         self.quirks = (*boot.quirks, *quirks)
         self._make_types = make_types
         self._types: TypeTable | None = None
