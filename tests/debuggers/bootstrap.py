@@ -28,8 +28,8 @@ def main() -> int:
             *orders["arguments"],
             "-p",
             "no:cacheprovider",
-            "-p",
-            "no:faulthandler",
+            "-o",
+            "faulthandler_timeout=0",  # the outer half has its own limit
             "--capture=no",
             "-q",
             *orders["tests"],

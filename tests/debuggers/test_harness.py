@@ -147,6 +147,7 @@ def test_a_crash_shows_the_last_words(suite: Run, name: str) -> None:
     text = suite.section(f"test_crashes[{name}]")
     assert f"{name} died of signal 6" in text
     assert "last words" in text
+    assert re.search(r'File ".*test_inner.py", line \d+ in test_crashes', text)
 
 
 def test_a_quit_is_not_a_pass(suite: Run, name: str) -> None:
