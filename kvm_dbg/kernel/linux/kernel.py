@@ -8,7 +8,7 @@ from pathlib import Path
 from kvm_dbg.arch import find_arch
 from kvm_dbg.arch.base import Arch, Paging
 from kvm_dbg.debuginfo.base import TypeTable
-from kvm_dbg.elf import ElfFile, open_elf
+from kvm_dbg.elf import SHT_NOBITS
 from kvm_dbg.errors import (
     FileAccessError,
     FormatError,
@@ -22,6 +22,7 @@ from kvm_dbg.index import Index
 from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.linux import boot_x86_64, vmlinux
 from kvm_dbg.kernel.linux.boot import Boot
+from kvm_dbg.kernel.linux.discovery import choose
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import SymbolTable
 from kvm_dbg.symbols.elf import ElfSymbolTable
@@ -38,7 +39,7 @@ class LinuxKernel(Kernel):
         text mapping adds, None if unknown. paging, levels: its page tables. space: its address space.
         vmcoreinfo: None if the image has none. vmlinux_path: None without a kernel file. build_id: lower-case digits,
         None if unknown. quirks: a sentence each, what a careful reader wants to know. index_directory: None for none.
-        memo: what free functions derive from types and symbols, kept by the function that made it (`layout.remembered`).
+        memo: what free functions derive from types and symbols, by the function that made it (`layout.remembered`).
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class LinuxKernel(Kernel):
         make_types: Callable[[LinuxKernel], TypeTable],
         *,
         slide: int,
-        file: vmlinux.KernelFile | None = None,
+        vmlinux_path: str | None = None,
+        build_id: str | None = None,
         index_directory: str | None = None,
         quirks: tuple[str, ...] = (),
     ) -> None:
@@ -65,8 +67,8 @@ class LinuxKernel(Kernel):
         self.paging: Paging = space.paging
         self.levels = space.paging.levels
         self.vmcoreinfo: VmcoreInfo | None = boot.vmcoreinfo
-        self.vmlinux_path = file.path if file is not None else None
-        self.build_id = file.build_id if file is not None and file.build_id else boot.build_id
+        self.vmlinux_path = vmlinux_path
+        self.build_id = build_id or boot.build_id
         self.index_directory = index_directory
         self.memo: dict[object, object] = {}
         self.quirks = (*boot.quirks, *quirks)
@@ -93,30 +95,31 @@ class LinuxKernel(Kernel):
 
 def open_linux(
     image: MemoryImage,
-    boot: Boot,
+    boots: list[Boot],
     path: str | None = None,
     *,
+    candidate: int | None = None,
     index_directory: str | None = None,
     search: tuple[str, ...] = (),
     force: bool = False,
 ) -> LinuxKernel:
-    """Return the kernel `boot` of `image`, with the kernel file `path` or one from the usual places.
+    """Return a kernel of `image`, with the kernel file `path` or one from the usual places.
+
+    boots: the kernels found in the image. candidate: which of them, from 1; None for the only one that can be.
 
     Raises:
         KernelMismatchError: the named file is of another kernel, and `force` is not set.
-        KernelNotFoundError: no kernel file was found, or the page tables were not.
+        KernelNotFoundError: no kernel file was found, or the page tables were not, or several kernels are possible.
         FileAccessError, UnknownFormatError, FormatError: the named file cannot be used.
     """
+    if candidate is None and len(boots) > 1 and all(boot.banner_paddrs for boot in boots):
+        boots = _boots_that_fit(image, boots, path, index_directory, search)
+    boot = choose(boots, candidate)
     if path is not None:
-        return _attach(image, boot, vmlinux.inspect(path), index_directory, force)
-    places = tuple(vmlinux.for_each_place(boot.release, boot.build_id, search))
-    for place in places:
-        if not Path(place).is_file():
-            continue
-        try:
-            return _attach(image, boot, vmlinux.inspect(place), index_directory, False)
-        except (FileAccessError, UnknownFormatError, FormatError, KernelMismatchError):
-            continue  # of another kernel, or of none
+        return _attach(image, boot, vmlinux.open_symbols(path, index_directory), index_directory, force)
+    kernel, places = _search(image, boot, index_directory, search)
+    if kernel is not None:
+        return kernel
     raise KernelNotFoundError(
         f"no vmlinux found for {boot.release or 'the kernel in the image'}"
         + (f" (build-id {boot.build_id})" if boot.build_id else "")
@@ -125,74 +128,102 @@ def open_linux(
     )
 
 
+def _search(
+    image: MemoryImage, boot: Boot, index_directory: str | None, search: tuple[str, ...]
+) -> tuple[LinuxKernel | None, tuple[str, ...]]:
+    """Return the kernel with a file from the usual places, None if there is none, and the places."""
+    places = tuple(vmlinux.for_each_place(boot.release, boot.build_id, search))
+    for place in places:
+        if not Path(place).is_file():
+            continue
+        try:
+            return _attach(image, boot, vmlinux.open_symbols(place, index_directory), index_directory, False), places
+        except (FileAccessError, UnknownFormatError, FormatError, KernelMismatchError):
+            continue  # of another kernel, or of none
+    return None, places
+
+
+def _boots_that_fit(
+    image: MemoryImage, boots: list[Boot], path: str | None, index_directory: str | None, search: tuple[str, ...]
+) -> list[Boot]:
+    """Return those of several kernels, known by their banner only, that a kernel file leads to; else all."""
+    found: list[Boot] = []
+    for boot in boots:
+        try:
+            if path is None:
+                kernel, _ = _search(image, boot, index_directory, search)
+            else:
+                symbols = vmlinux.open_symbols(path, index_directory)
+                kernel = _attach(image, boot, symbols, index_directory, False)
+        except (KernelMismatchError, KernelNotFoundError):
+            continue
+        if kernel is not None:
+            found.append(kernel.boot)
+    return found or boots
+
+
 def _attach(
-    image: MemoryImage, boot: Boot, file: vmlinux.KernelFile, index_directory: str | None, force: bool
+    image: MemoryImage, boot: Boot, linked: ElfSymbolTable, index_directory: str | None, force: bool
 ) -> LinuxKernel:
     """Return the kernel with this file's symbols, after checking that it is the kernel's."""
-    index = None
-    if index_directory is not None and file.build_id is not None:
-        index = Index(index_directory, bytes.fromhex(file.build_id))
-    boot, slide = _place(image, boot, file, index)
+    boot, slide = _place(image, boot, linked)
     if boot.paging is None:
         raise KernelNotFoundError(f"the page tables of Linux {boot.release} were not found ({boot.source})")
-    symbols = ElfSymbolTable(file.path, slide=slide, index=index)
+    symbols = linked.slid(slide)
     space = ImageSpace(find_arch(boot.arch), image, boot.paging)
     quirks: tuple[str, ...] = ()
     try:
-        quirks = vmlinux.check(file, boot, symbols, slide, space)
+        quirks = vmlinux.check(symbols, boot, space)
     except KernelMismatchError as error:
         if not force:
+            linked.close()
             raise
-        quirks = (f"used by force: {error.path} has {error.what} {error.found}, the image {error.expected}",)
+        quirks = (f"used by force: {error.what} is {error.found} in {error.path} and {error.expected} in the image",)
+    build_id = linked.build_id
     return LinuxKernel(
         image,
         boot,
         space,
         symbols,
-        lambda kernel: _types_of(kernel, file, index),
+        lambda kernel: _types_of(kernel, symbols),
         slide=slide,
-        file=file,
+        vmlinux_path=linked.path,
+        build_id=build_id.hex() if build_id else None,
         index_directory=index_directory,
         quirks=quirks,
     )
 
 
-def _place(image: MemoryImage, boot: Boot, file: vmlinux.KernelFile, index: Index | None) -> tuple[Boot, int]:
+def _place(image: MemoryImage, boot: Boot, linked: ElfSymbolTable) -> tuple[Boot, int]:
     """Return the kernel with its page tables, and its slide; from the file's symbols where the image does not say."""
     if boot.slide is not None:
         return boot, boot.slide
-    linked = ElfSymbolTable(file.path, slide=0, index=index)
     if boot.vmcoreinfo is not None:
         in_image, in_file = boot.vmcoreinfo.symbol("_stext"), linked.find("_stext")
-        if in_image is not None and in_file is not None:
-            return boot, in_image - in_file.address
-        return boot, 0
+        return boot, in_image - in_file.address if in_image is not None and in_file is not None else 0
     banner = linked.find("linux_banner")
     top = next((symbol for name in boot_x86_64.TOP_TABLES if (symbol := linked.find(name)) is not None), None)
     if banner is None or top is None:
-        raise UnknownFormatError(file.path, "has no symbols linux_banner and swapper_pg_dir: not a Linux kernel file")
+        raise UnknownFormatError(linked.path, "has no symbols linux_banner and init_top_pgt: not a Linux kernel file")
     located = boot_x86_64.locate(image, boot, banner.address, top.address)
     if located is None or located.slide is None:
-        raise KernelMismatchError(
-            file.path,
-            "the place of linux_banner",
-            f"one that fits the page tables ({boot.source}, release {boot.release})",
-            f"{banner.address:#x}",
-        )
+        place = f"none that fits any page tables ({boot.source})"
+        raise KernelMismatchError(linked.path, "the place of linux_banner", place, f"{banner.address:#x}")
     return located, located.slide
 
 
-def _types_of(kernel: LinuxKernel, file: vmlinux.KernelFile, index: Index | None) -> TypeTable:
+def _types_of(kernel: LinuxKernel, symbols: ElfSymbolTable) -> TypeTable:
     """Return types: BTF of the file, else BTF in the image's memory, else DWARF of the file."""
     from kvm_dbg.debuginfo.btf import BtfTypes
 
-    if file.has_btf:
-        elf: ElfFile = open_elf(file.path)  # stays mapped: the types refer to it
-        section = elf.find_section(".BTF")
-        if section is not None:
-            return BtfTypes(elf.section_data(section), source=f"BTF of {file.path}", index=index)
-    start, stop = kernel.symbols.find("__start_BTF"), kernel.symbols.find("__stop_BTF")
+    index = None
+    if kernel.index_directory is not None and kernel.build_id is not None:
+        index = Index(kernel.index_directory, bytes.fromhex(kernel.build_id))
+    section = symbols.elf.find_section(".BTF")
+    if section is not None and section.type != SHT_NOBITS:
+        return BtfTypes(symbols.elf.section_data(section), source=f"BTF of {symbols.path}", index=index)
+    start, stop = symbols.find("__start_BTF"), symbols.find("__stop_BTF")
     if start is not None and stop is not None and 0 < stop.address - start.address <= MAX_BTF:
         data = kernel.read(start.address, stop.address - start.address)
         return BtfTypes(data, source="BTF in the image", index=index)
-    raise UnsupportedError("a kernel without BTF", f"{file.path} has no types that can be read")
+    raise UnsupportedError("a kernel without BTF", f"{symbols.path} has no types that can be read")

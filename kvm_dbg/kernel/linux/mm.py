@@ -11,9 +11,11 @@ import struct
 from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.base import ArrayType, StructType, Type, size_of
-from kvm_dbg.errors import MemberNotFound
+from kvm_dbg.errors import CommandError, MemberNotFound
 from kvm_dbg.kernel.linux.cpu import read_per_cpu_offsets
 from kvm_dbg.kernel.linux.layout import Layout, Names, Record, remembered
+from kvm_dbg.kernel.linux.task import PF_KTHREAD, task_layout
+from kvm_dbg.kernel.space import ImageSpace
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -91,3 +93,39 @@ def _find_counters(found: Type) -> tuple[ArrayType, int]:
     if not isinstance(found, ArrayType):
         raise MemberNotFound("struct mm_struct", "rss_stat as an array of counters")
     return found, start
+
+
+def kernel_space(kernel: Kernel) -> ImageSpace:
+    """Return the kernel's own address space. Raises CommandError if the kernel has none."""
+    space = getattr(kernel, "space", None)
+    if not isinstance(space, ImageSpace):
+        raise CommandError("this kernel was opened without page tables, so processes' memory cannot be read")
+    return space
+
+
+def user_space(kernel: Kernel, mm: Record) -> ImageSpace:
+    """Return the address space of the process that `mm` describes. Raises ReadError, CommandError."""
+    return kernel_space(kernel).with_root(kernel.translate(mm["pgd"]))
+
+
+def address_space(kernel: Kernel, address: int) -> ImageSpace:
+    """Return the user address space of the task at `address`.
+
+    Raises:
+        CommandError: it has none of its own: a kernel thread, or a process that has exited.
+        ReadError: the task cannot be read.
+    """
+    task = task_layout(kernel).read(kernel, address)
+    mm = read_own_mm(kernel, task)
+    if mm is None:
+        kind = "a kernel thread" if task["flags"] & PF_KTHREAD else "gone"
+        raise CommandError(f"task {task['pid']} ({task.text('comm')}) has no user address space: it is {kind}")
+    return user_space(kernel, mm)
+
+
+def read_own_mm(kernel: Kernel, task: Record) -> Record | None:
+    """Return the mm_struct of a task; None for kernel threads, which borrow one, and for the dead. Raises ReadError."""
+    address = task["mm"]
+    if not address or task["flags"] & PF_KTHREAD:
+        return None
+    return mm_layout(kernel).read(kernel, address)

@@ -16,7 +16,7 @@ from kvm_dbg.kernel.linux.cputime import read_process_time, read_thread_time
 from kvm_dbg.kernel.linux.cred import CredentialReader
 from kvm_dbg.kernel.linux.kthread import read_name
 from kvm_dbg.kernel.linux.layout import Layout, Names, Record, read_number, remembered
-from kvm_dbg.kernel.linux.mm import ResidentCounter, mm_layout
+from kvm_dbg.kernel.linux.mm import ResidentCounter, read_own_mm
 from kvm_dbg.kernel.linux.pid import PidReader
 from kvm_dbg.kernel.linux.task import (
     DEFAULT_PRIO,
@@ -101,7 +101,6 @@ class ProcessReader:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._signal = signal_layout(kernel)
-        self._mm = mm_layout(kernel)
         self._resident = ResidentCounter(kernel)
         self._pids = PidReader(kernel)
         self._credentials = CredentialReader(kernel)
@@ -135,7 +134,7 @@ class ProcessReader:
             group = attempt(unread, ("pgid", "sid"), lambda: self._pids.group_and_session(task, known))
             times = attempt(unread, ("user_time", "system_time"), lambda: self._times(task, known, threads))
             terminal = attempt(unread, ("tty", "tty_device", "tty_pgid"), lambda: self._terminal(known["tty"]))
-        sizes = attempt(unread, ("rss", "vsize"), lambda: self._sizes(task, is_kernel_thread))
+        sizes = attempt(unread, ("rss", "vsize"), lambda: self._sizes(task))
         start = attempt(unread, ("start_time",), lambda: (task["start_boottime"] + self._boot_time()) / NSEC)
         pgid, sid = group if group is not None else (None, None)
         flags = "<" if nice < 0 else "N" if nice > 0 else ""
@@ -214,12 +213,11 @@ class ProcessReader:
     def _terminal(self, address: int) -> Terminal | None:
         return self._terminals.read(address) if address else None
 
-    def _sizes(self, task: Record, is_kernel_thread: bool) -> tuple[int, int, int]:
-        """Return (resident, virtual, locked) in bytes; a kernel thread's mm_struct is borrowed. Raises ReadError."""
-        address = task["mm"]
-        if not address or is_kernel_thread:
+    def _sizes(self, task: Record) -> tuple[int, int, int]:
+        """Return (resident, virtual, locked) in bytes. Raises ReadError."""
+        mm = read_own_mm(self._kernel, task)
+        if mm is None:
             return 0, 0, 0
-        mm = self._mm.read(self._kernel, address)
         shift = self._page_shift
         return self._resident.count(mm) << shift, mm["total_vm"] << shift, mm.get("locked_vm") << shift
 
