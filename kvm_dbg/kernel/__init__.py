@@ -100,11 +100,18 @@ class _Linux:
         force: bool,
         progress: Progress | None,
     ) -> Kernel:
-        from kvm_dbg.kernel.linux.discovery import choose, find_boots
+        from kvm_dbg.kernel.linux.discovery import find_boots
         from kvm_dbg.kernel.linux.kernel import open_linux
 
-        boot = choose(find_boots(image, progress), candidate)
-        return open_linux(image, boot, path, index_directory=index_directory, search=search, force=force)
+        return open_linux(
+            image,
+            find_boots(image, progress),
+            path,
+            candidate=candidate,
+            index_directory=index_directory,
+            search=search,
+            force=force,
+        )
 
     def owns(self, kernel: Kernel) -> bool:
         from kvm_dbg.kernel.linux.kernel import LinuxKernel

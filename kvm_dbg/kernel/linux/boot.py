@@ -27,7 +27,7 @@ class Boot(NamedTuple):
     arch: its name. release, version: as uname(1) has them, None where memory lacks them. paging: None if the tables
     were not found without a kernel file. slide: KASLR's, in bytes. phys_base: what x86's kernel text mapping adds.
     source: how the kernel was found, for people. verified: its page tables lead to its own name. banner_vaddr,
-    banner_paddr: where `linux_banner` was found by its text.
+    banner_paddrs: where `linux_banner` was found by its text.
     """
 
     arch: str
@@ -42,7 +42,7 @@ class Boot(NamedTuple):
     verified: bool
     quirks: tuple[str, ...] = ()
     banner_vaddr: int | None = None
-    banner_paddr: int | None = None
+    banner_paddrs: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """Return one line for a list of candidates."""

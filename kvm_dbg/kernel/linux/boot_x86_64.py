@@ -85,10 +85,19 @@ def locate(image: MemoryImage, boot: Boot, banner: int, top: int) -> Boot | None
     """
     if boot.paging is not None and boot.banner_vaddr is not None:
         slide = boot.banner_vaddr - banner
-        return boot._replace(slide=slide) if 0 <= slide < KERNEL_IMAGE_SIZE else None
-    if boot.banner_paddr is None:
-        return None
-    shift = boot.banner_paddr - (banner - START_KERNEL_MAP)  # slide + phys_base
+        if not 0 <= slide < KERNEL_IMAGE_SIZE:
+            return None
+        return boot._replace(slide=slide, paging=_own_paging(image, boot, top + slide))
+    for paddr in boot.banner_paddrs:
+        located = _locate_at(image, boot, paddr, banner, top)
+        if located is not None:
+            return located
+    return None
+
+
+def _locate_at(image: MemoryImage, boot: Boot, paddr: int, banner: int, top: int) -> Boot | None:
+    """Return `boot` with the page tables that map some slid `banner` to `paddr`, None if there are none."""
+    shift = paddr - (banner - START_KERNEL_MAP)  # slide + phys_base
     if shift % SLIDE_STEP:
         return None
     for five_levels in (False, True):
@@ -98,9 +107,20 @@ def locate(image: MemoryImage, boot: Boot, banner: int, top: int) -> Boot | None
         space = ImageSpace(ARCH, image, paging)
         for slide in range(0, KERNEL_IMAGE_SIZE, SLIDE_STEP):
             try:
-                if space.translate(banner + slide) != boot.banner_paddr:
+                if space.translate(banner + slide) != paddr:
                     continue
-            except (ReadError, CorruptError):
+            except ReadError:
                 continue
             return boot._replace(paging=paging, slide=slide, phys_base=shift - slide, verified=True)
     return None
+
+
+def _own_paging(image: MemoryImage, boot: Boot, top: int) -> Paging | None:
+    """Return the kernel's own page tables, whose top is at `top`, if they lead where a process's tables led."""
+    if boot.paging is None or boot.phys_base is None or boot.banner_vaddr is None:
+        return boot.paging
+    own = make_paging(top, boot.phys_base, boot.paging.levels == 5, boot.paging.encryption_mask)
+    if own is None:
+        return boot.paging
+    same = find_phys_base(ImageSpace(ARCH, image, own), boot.banner_vaddr) == boot.phys_base
+    return own if same else boot.paging

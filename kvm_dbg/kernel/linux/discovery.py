@@ -26,7 +26,8 @@ MAX_CANDIDATES = 64  # more pages than that which begin with OSRELEASE= are no k
 PROGRESS_STEP = 1 << 28  # bytes scanned between two reports
 BANNER = b"Linux version "  # init/version.c: linux_banner
 BANNER_SIZE = 512  # bytes that a banner may have
-BANNER_PATTERN = re.compile(rb"Linux version (\S{1,64}) \([^\0\n]{1,300}\) (#[^\0\n]{1,100})\n\0")
+# Since 6.1 (init/Makefile, utsversion-tmp.h) a second, dead banner without a build number stays in the image.
+BANNER_PATTERN = re.compile(rb"Linux version (\S{1,64}) \([^\0\n]{1,300}\) (#[^ \0\n][^\0\n]{1,100})\n\0")
 BLOCK = 1 << 21  # bytes of the kernel's map that are looked at together
 
 
@@ -56,7 +57,7 @@ def find_boots(image: MemoryImage, progress: Progress | None = None) -> list[Boo
     if not any(boot.verified for boot in found):
         found += boots_of_cpus(image)
     if not found:
-        found += for_each_banner(image, progress)
+        found += boots_of_banners(image, progress)
     if not found:
         if unsupported is not None:
             raise unsupported
@@ -163,10 +164,40 @@ def boots_of_cpus(image: MemoryImage) -> list[Boot]:
     return []
 
 
-def for_each_banner(image: MemoryImage, progress: Progress | None = None) -> Iterator[Boot]:
-    """Yield a kernel for each text of `linux_banner` in memory; where its page tables are, a kernel file must tell."""
+def boots_of_banners(image: MemoryImage, progress: Progress | None = None) -> list[Boot]:
+    """Return a kernel for each release of which memory has a text like `linux_banner`.
+
+    There are copies (log buffers, page cache): which one is the kernel's own, and where the page tables are, only a
+    kernel file can tell.
+
+    Raises:
+        UnsupportedError: the image says that it is of an architecture that is not built.
+    """
     if image.info.machine not in (None, boot_x86_64.ARCH.name):
         raise UnsupportedError(f"Linux on {image.info.machine}")
+    places: dict[str, list[int]] = {}
+    for paddr, release in for_each_banner(image, progress):
+        places.setdefault(release, []).append(paddr)
+    return [
+        Boot(
+            arch=boot_x86_64.ARCH.name,
+            release=release,
+            version=None,
+            paging=None,
+            slide=None,
+            phys_base=None,
+            build_id=None,
+            vmcoreinfo=None,
+            source="text of linux_banner found at physical " + ", ".join(f"{paddr:#x}" for paddr in paddrs[:4]),
+            verified=False,
+            banner_paddrs=tuple(paddrs),
+        )
+        for release, paddrs in places.items()
+    ]
+
+
+def for_each_banner(image: MemoryImage, progress: Progress | None = None) -> Iterator[tuple[int, str]]:
+    """Yield (paddr, release) of every text in memory that has the form of `linux_banner`."""
     tail, tail_end, count = b"", -1, 0
     for chunk_paddr, chunk in _chunks(image, progress, "looking for linux_banner"):
         overlap = tail if tail_end == chunk_paddr else b""  # a banner may lie across two chunks
@@ -175,19 +206,7 @@ def for_each_banner(image: MemoryImage, progress: Progress | None = None) -> Ite
         while at >= 0:
             match = BANNER_PATTERN.match(data, at)
             if match is not None and match.end() > len(overlap):
-                yield Boot(
-                    arch=boot_x86_64.ARCH.name,
-                    release=match[1].decode("ascii", "replace"),
-                    version=match[2].decode("ascii", "replace"),
-                    paging=None,
-                    slide=None,
-                    phys_base=None,
-                    build_id=None,
-                    vmcoreinfo=None,
-                    source=f"linux_banner found at physical {paddr + at:#x}",
-                    verified=False,
-                    banner_paddr=paddr + at,
-                )
+                yield paddr + at, match[1].decode("ascii", "replace")
                 count += 1
                 if count >= MAX_CANDIDATES:
                     return
