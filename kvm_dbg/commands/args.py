@@ -29,7 +29,7 @@ class StringsCommand(Command):
         columns = (
             Column("PID", "number"),
             Column("COMMAND", "text", "the kernel's short name"),
-            Column(self.heading, "list"),
+            Column(self.heading, "argv"),
             Column("ERROR", "text", "why it could not be read", extra=True),
         )
         notes: list[str] = []

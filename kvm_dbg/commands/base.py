@@ -22,7 +22,8 @@ class Column(NamedTuple):
     """A column of a table.
 
     name: as in the heading; its lower case is the JSON key. kind: "text", "number", "address" (an int, shown and
-    serialised as a hexadecimal string), "float", "duration" (seconds, shown as ps does), "bool", "list". extra: in
+    serialised as a hexadecimal string), "float", "duration" (seconds, shown as ps does), "bool", "list",
+    "argv" (a list of words, quoted for a shell). extra: in
     JSON and CSV only, too wide or too special for the terminal.
     """
 

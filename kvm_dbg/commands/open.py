@@ -21,7 +21,7 @@ COLUMNS = (
     Column("SLIDE", "address", "KASLR"),
     Column("TYPES", "text", "where types come from"),
     Column("COVERAGE"),
-    Column("WRITTEN", "number", "pages changed in the private copy"),
+    Column("WRITTEN", "number", "bytes changed in the private copy"),
     Column("QUIRKS", "list"),
 )
 
@@ -70,7 +70,7 @@ def status_table(session: Session) -> Table:
         getattr(kernel, "slide", None),
         kernel.types.source,
         describe_coverage(image),
-        image.written_pages if isinstance(image, OverlayImage) else 0,
+        image.written if isinstance(image, OverlayImage) else 0,
         [*image.info.quirks, *getattr(kernel, "quirks", ())],
     )
     return Table(COLUMNS, [row], single=True)

@@ -14,6 +14,7 @@ CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} |
     code: f"\\u{code:04x}"
     for code in (*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)
 }
+SAFE_WORD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789@%+=:,./-_")
 LINE_CONTROLS = {code: text for code, text in CONTROLS.items() if code != ord("\t")}
 
 
@@ -22,6 +23,14 @@ def printable(text: str | bytes) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
     return text if text.isascii() and text.isprintable() else text.translate(CONTROLS)
+
+
+def quoted(text: str) -> str:
+    """Return a word as one would type it into a shell, printable."""
+    word = printable(text)
+    if word and SAFE_WORD.issuperset(word):
+        return word
+    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def format_duration(seconds: float) -> str:
@@ -51,7 +60,7 @@ def format_cell(column: Column, cell: Cell) -> str:
     if kind == "float" and isinstance(cell, float):
         return f"{cell:.2f}"
     if isinstance(cell, list):
-        return " ".join(printable(str(item)) for item in cell) or "-"
+        return " ".join(map(quoted, cell)) if kind == "argv" else ", ".join(map(printable, cell)) or "-"
     return printable(cell) if isinstance(cell, str) else str(cell)
 
 
@@ -74,7 +83,7 @@ def render_text(table: Table) -> Iterator[str]:
         width = max(len(column.name) for column in columns)
         for row in table.rows:
             for index, column in zip(shown, columns, strict=True):
-                if row[index] is not None:
+                if row[index] is not None and row[index] != []:
                     yield f"{column.name.lower():>{width}}: {format_cell(column, row[index])}\n"
         return
     yield from _render_columns(columns, ([row[index] for index in shown] for row in table.rows))

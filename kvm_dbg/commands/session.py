@@ -128,6 +128,7 @@ class Session:
                 force=request.force,
                 search=request.search,
                 index_directory=request.index_directory,
+                progress=self.progress,
             )
         except KvmDbgError:
             image.close()
