@@ -48,6 +48,22 @@ def _open_elf(sources: Sequence[Source], options: Options) -> MemoryImage:
     return ElfCoreImage(_only(sources, options))
 
 
+def _probe_kdump(source: Source) -> bool:
+    from kvm_dbg.image import kdump
+
+    return kdump.probe(source)
+
+
+def _open_kdump(sources: Sequence[Source], options: Options) -> MemoryImage:
+    from kvm_dbg.image.kdump import KdumpImage
+
+    for source in sources:
+        _no_addresses(source, options)
+        if not _probe_kdump(source):
+            raise CommandError(f"{source.path} is not part of a split kdump: open it alone")
+    return KdumpImage(sources)
+
+
 def _probe_lime(source: Source) -> bool:
     from kvm_dbg.image import lime
 
@@ -76,6 +92,7 @@ def _open_raw(sources: Sequence[Source], options: Options) -> MemoryImage:
 
 FORMATS: tuple[ImageFormat, ...] = (
     ImageFormat("elf", "ELF vmcore", _probe_elf, _open_elf),
+    ImageFormat("kdump", "kdump-compressed", _probe_kdump, _open_kdump),
     ImageFormat("lime", "LiME", _probe_lime, _open_lime),
     ImageFormat("raw", "raw RAM", _probe_raw, _open_raw),
 )

@@ -15,17 +15,16 @@ from kvm_dbg.image.source import Source
 GROUP = 512  # pages
 GROUP_BYTES = GROUP // 8
 UNIT_BYTES = 4096
-UNIT_BITS = UNIT_BYTES * 8
+UNIT = UNIT_BYTES * 8  # pages
 _GROUPS = UNIT_BYTES // GROUP_BYTES
 _AHEAD = 256  # units read at a time while counting
 _CACHED = 256  # units kept in detail, about 10 KiB each
 _ZEROS = bytes(UNIT_BYTES)
 _ONES = b"\xff" * UNIT_BYTES
-_GROUP_ONES = (1 << GROUP) - 1
 
 
 class Bitmap:
-    """A bitmap of `size` bytes at `offset` of a source; bytes that the source does not have read as zero.
+    """A bitmap of `size` bytes at `offset` of a source; bits that the source does not have read as 0.
 
     Attributes:
         readable: number of bits that the source has.
@@ -34,8 +33,8 @@ class Bitmap:
     def __init__(self, source: Source, offset: int, size: int) -> None:
         self._source = source
         self._offset = offset
-        self._size = size
-        self.readable = 8 * max(0, min(size, source.size - offset))
+        self._size = max(0, min(size, source.size - offset))
+        self.readable = 8 * self._size
         self._before = array("Q", [0])  # bits set before unit i
         self._units: dict[int, tuple[list[int], list[int]]] = {}
 
@@ -77,7 +76,7 @@ class Bitmap:
             for at in range(0, min(_AHEAD, last - done) * UNIT_BYTES, UNIT_BYTES):
                 part = data[at : at + UNIT_BYTES]
                 if part == _ONES:
-                    total += UNIT_BITS
+                    total += UNIT
                 elif part != _ZEROS:
                     total += int.from_bytes(part, "little").bit_count()
                 before.append(total)
@@ -85,50 +84,37 @@ class Bitmap:
 
     def rank(self, pfn: int) -> int:
         """Return how many bits are set before `pfn`."""
-        if pfn >= self._size * 8:
+        if pfn >= self.readable:
             return self.count_before_unit(-(-self._size // UNIT_BYTES))
         bits, before = self.group(pfn // GROUP)
         return before + (bits & (1 << pfn % GROUP) - 1).bit_count()
 
-    def test(self, pfn: int) -> bool:
-        """Tell whether the bit of `pfn` is set."""
-        return pfn < self._size * 8 and bool(self.group(pfn // GROUP)[0] >> pfn % GROUP & 1)
-
-    def for_each_run(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """Yield (first, last + 1) of the runs of set bits in [start, end), each at most a unit long."""
-        end = min(end, self._size * 8)
-        pfn = start
-        while pfn < end:
-            unit = pfn // UNIT_BITS
-            stop = min((unit + 1) * UNIT_BITS, end)
-            data = self._read(unit * UNIT_BYTES, UNIT_BYTES)
-            if data == _ONES:
-                yield pfn, stop
-            elif data != _ZEROS:
-                low = pfn - unit * UNIT_BITS
-                yield from _runs(int.from_bytes(data, "little"), unit * UNIT_BITS, low, stop - unit * UNIT_BITS)
-            pfn = stop
+    def value(self, unit: int) -> int:
+        """Return the bits of unit `unit` as an integer."""
+        data = self._read(unit * UNIT_BYTES, UNIT_BYTES)
+        return 0 if data == _ZEROS else int.from_bytes(data, "little")
 
 
-def _runs(value: int, base: int, low: int, high: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs of set bits in bits [low, high) of `value`, moved up by `base`; a group at a time."""
+def for_each_run(value: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, last + 1) of the runs of set bits in bits [low, high) of `value`, ascending.
+
+    It goes by groups: shifting an integer of a whole unit for each run would be slow.
+    """
     pending = -1
     for group in range(low // GROUP, -(-high // GROUP)):
-        bits = value >> group * GROUP & _GROUP_ONES
         first = group * GROUP
         at = max(low - first, 0)
         stop = min(high - first, GROUP)
-        bits &= (1 << stop) - 1
-        bits >>= at
+        bits = (value >> first & (1 << stop) - 1) >> at
         while True:
             if pending >= 0:  # inside a run: find its end
                 ones = (bits + 1 & ~bits).bit_length() - 1
-                if at + ones >= stop:
+                at += ones
+                if at >= stop:
                     break
-                yield base + pending, base + first + at + ones
+                yield pending, first + at
                 pending = -1
                 bits >>= ones
-                at += ones
             if not bits:
                 break
             zeros = (bits & -bits).bit_length() - 1
@@ -136,4 +122,4 @@ def _runs(value: int, base: int, low: int, high: int) -> Iterator[tuple[int, int
             bits >>= zeros
             pending = first + at
     if pending >= 0:
-        yield base + pending, base + high
+        yield pending, high
