@@ -151,6 +151,7 @@ class LogRecord:
     text: str
     caller: str | None = None  # "T123" or "C4", as dmesg shows it
     dictionary: tuple[tuple[str, str], ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
