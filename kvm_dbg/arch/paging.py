@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Protocol, Self
+from weakref import WeakSet
 
 from kvm_dbg.arch.base import Arch, Paging, Walk
 from kvm_dbg.errors import NotInImageError
@@ -28,12 +29,13 @@ class Physical(Protocol):
 class TableCache:
     """Page-table pages of one image, shared by its address spaces."""
 
-    __slots__ = ("_page_mask", "_pages", "_physical")
+    __slots__ = ("_page_mask", "_pages", "_physical", "spaces")
 
     def __init__(self, physical: Physical, page_shift: int) -> None:
         self._physical = physical
         self._pages: dict[int, bytes] = {}
         self._page_mask = (1 << page_shift) - 1
+        self.spaces: WeakSet[AddressSpace] = WeakSet()
 
     def read(self, paddr: int, size: int) -> bytes:
         """Return `size` bytes at `paddr`, which do not cross a page. Raises ReadError."""
@@ -71,6 +73,7 @@ class AddressSpace:
         self._physical = physical
         self._read_physical = physical.read
         self._tables = tables if tables is not None else TableCache(physical, arch.page_shift)
+        self._tables.spaces.add(self)
         self._pages: dict[int, int] = {}  # vaddr >> page_shift -> paddr of the page
         self._blocks: dict[int, int] = {}  # vaddr >> BLOCK_SHIFT -> paddr of the block
         self._page_shift = arch.page_shift
@@ -145,7 +148,8 @@ class AddressSpace:
             yield run_vaddr, run_paddr, run_size
 
     def invalidate(self) -> None:
-        """Forget all translations: memory has been written to."""
-        self._pages.clear()
-        self._blocks.clear()
+        """Forget all translations, in all spaces that share the tables: memory has been written to."""
         self._tables.clear()
+        for space in self._tables.spaces:
+            space._pages.clear()
+            space._blocks.clear()

@@ -123,7 +123,7 @@ def _leaf(vaddr: int, level: int, entry: int, entry_paddr: int, keep: int) -> in
         if not (huge if level in (1, 2) else level == 0 and entry & GLOBAL):
             raise NotMappedError(vaddr, describe_absent(entry), level=name, entry=entry, entry_paddr=entry_paddr)
         if entry & TOP_ADDRESS_BIT:
-            entry = ~entry
+            return ~entry & keep & -(1 << shift)  # of a large page only the bits of its frame number are inverted
     elif level > 2:
         raise NotMappedError(vaddr, "reserved bit 7 is set", level=name, entry=entry, entry_paddr=entry_paddr)
     paddr = entry & keep

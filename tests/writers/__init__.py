@@ -1,0 +1,1 @@
+"""Writers of small inputs: one format each, used by nothing but tests."""
