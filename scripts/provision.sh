@@ -79,7 +79,8 @@ find_python() {
             return 0
         fi
     done
-    say "no Python of at least 3.11 with venv and ensurepip is here; install one, or name it in KVM_DBG_PYTHON" >&2
+    say "no Python of at least 3.11 with venv and ensurepip is here (on Debian 12: apt-get install python3-venv);" >&2
+    say "install one, or name it in KVM_DBG_PYTHON" >&2
     return 1
 }
 
