@@ -1,0 +1,198 @@
+"""The adapters' own channel: JSON, one object a line, on the server's standard input and output.
+
+gdb prints what `monitor` says on its standard error and tells nobody whether a command failed; lldb shows it as
+packets. So adapters send kvm commands here, get their output as it comes, and know how they ended.
+
+    {"run": LINE}               {"text": TEXT}..., then {"done": true} or {"error": TEXT}
+    {"interrupt": true}         no answer; what runs ends with {"error": "interrupted"}
+    {"complete": LINE}          {"words": [...]}
+    {"symbol": NAME}            {"address": "0x..."} or {"error": TEXT}
+    {"process": PID}            {"address": "0x..."} or {"error": TEXT}
+    {"modules": DIRECTORY}      {"modules": [{"name", "file", "sections": {NAME: "0x..."}, "problem"}, ...]}
+    {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
+
+Every request but the interrupt has an answer, in order. When standard input ends, so does the server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kvm_dbg.errors import KvmDbgError, SymbolNotFound
+from kvm_dbg.rsp.stop import ClientGone, Interruptible
+
+if TYPE_CHECKING:
+    from kvm_dbg.commands.session import Session
+    from kvm_dbg.rsp.session import DebuggerSession
+
+RECEIVE_SIZE = 1 << 16  # bytes
+SHF_ALLOC = 2
+MAX_LINE = 1 << 20  # bytes of one request
+
+
+class ControlChannel:
+    """Both directions of the channel.
+
+    Args:
+        receive_from, send_to: file descriptors.
+    """
+
+    def __init__(self, receive_from: int, send_to: int) -> None:
+        self._receive_from = receive_from
+        self._send_to = send_to
+        self._buffer = bytearray()
+        self._requests: list[dict[str, Any]] = []
+
+    @classmethod
+    def on_standard_streams(cls) -> ControlChannel:
+        """Take standard input and output for the channel; a stray print goes to standard error from now on."""
+        send_to = os.dup(1)
+        os.dup2(2, 1)
+        return cls(0, send_to)
+
+    def fileno(self) -> int:
+        """Return the descriptor to select on."""
+        return self._receive_from
+
+    def receive(self) -> None:
+        """Read what has come. Raises ClientGone at its end, or when it is no JSON."""
+        data = os.read(self._receive_from, RECEIVE_SIZE)
+        if not data:
+            raise ClientGone
+        self._buffer += data
+        *lines, rest = self._buffer.split(b"\n")
+        self._buffer = rest
+        for line in lines:
+            try:
+                request = json.loads(line)
+            except ValueError as error:
+                raise ClientGone from error
+            if not isinstance(request, dict):
+                raise ClientGone
+            self._requests.append(request)
+        if len(rest) > MAX_LINE:
+            raise ClientGone
+
+    def poll(self) -> bool:
+        """Read what has come without waiting, and return whether what runs shall stop. Raises ClientGone."""
+        while select.select([self._receive_from], [], [], 0)[0]:
+            self.receive()
+        if self._requests and "interrupt" in self._requests[0]:
+            del self._requests[0]
+            return True
+        return False
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """Yield the requests that are waiting; an interrupt that finds nothing running is forgotten."""
+        while self._requests:
+            request = self._requests.pop(0)
+            if "interrupt" not in request:
+                yield request
+
+    def send(self, message: dict[str, object]) -> None:
+        """Send one message. Raises ClientGone."""
+        data = memoryview(json.dumps(message).encode() + b"\n")
+        try:
+            while data:
+                data = data[os.write(self._send_to, data) :]
+        except OSError as error:
+            raise ClientGone from error
+
+
+def facts_of(session: Session) -> dict[str, object]:
+    """Return what an adapter needs to know of the opened kernel."""
+    from kvm_dbg.commands import COMMANDS
+
+    kernel = session.kernel
+    vmlinux = getattr(kernel, "vmlinux_path", None)
+    return {
+        "pid": os.getpid(),
+        "release": getattr(kernel, "release", None),
+        "arch": kernel.arch.name,
+        "slide": hex(getattr(kernel, "slide", None) or 0),
+        "vmlinux": str(vmlinux) if vmlinux is not None else None,
+        "zero_based": _zero_based_sections(str(vmlinux)) if vmlinux is not None else [],
+        "images": [os.path.abspath(path) for path in kernel.image.paths],
+        "commands": [
+            {
+                "name": command.name,
+                "summary": command.summary,
+                "description": command.description,
+                "examples": list(command.examples),
+            }
+            for command in COMMANDS
+        ],
+    }
+
+
+def _zero_based_sections(path: str) -> list[str]:
+    """Return the allocated sections that start at address 0 and so are not moved by a slide.
+
+    On x86_64 `.data..percpu` was linked at 0 until 6.15 (commit 9d7de2aa8b41 made per-CPU symbols ordinary ones).
+    """
+    from kvm_dbg.elf import open_elf
+
+    with open_elf(path) as file:
+        return [
+            section.name for section in file.sections if section.flags & SHF_ALLOC and section.size and not section.addr
+        ]
+
+
+def answer(
+    channel: ControlChannel,
+    request: dict[str, Any],
+    session: Session,
+    debugger: DebuggerSession,
+    interruptible: Interruptible,
+) -> None:
+    """Answer one request. Raises ClientGone."""
+    try:
+        for message in interruptible.running(_messages(request, session, debugger)):
+            channel.send(message)
+    except KvmDbgError as error:
+        channel.send({"error": str(error)})
+    except KeyboardInterrupt:
+        channel.send({"error": "interrupted"})
+
+
+def _messages(request: dict[str, Any], session: Session, debugger: DebuggerSession) -> Iterator[dict[str, object]]:
+    match request:
+        case {"run": str(line)}:
+            from kvm_dbg.commands.run import run_line
+
+            for text in run_line(session, line):
+                yield {"text": text}
+            yield {"done": True}
+        case {"complete": str(line)}:
+            from kvm_dbg.commands.run import complete_line
+
+            yield {"words": complete_line(session, line)}
+        case {"symbol": str(name)}:
+            symbol = session.kernel.symbols.find(name)
+            if symbol is None:
+                raise SymbolNotFound(name)
+            yield {"address": hex(symbol.address)}
+        case {"process": int(pid)}:
+            yield {"address": hex(_find_task(debugger, pid))}
+        case {"modules": str() | None as directory}:
+            from kvm_dbg.rsp.module_file import plan_modules
+
+            yield {"modules": plan_modules(session, directory)}
+        case {"offsets": False}:
+            debugger.text_address = None
+            yield {"done": True}
+        case _:
+            yield {"error": "the server does not know this request; adapter and package are of different versions"}
+
+
+def _find_task(debugger: DebuggerSession, pid: int) -> int:
+    from kvm_dbg.errors import CommandError
+
+    thread = debugger.target.threads.get(pid)
+    if thread is None:
+        raise CommandError(f"no process or thread {pid}")
+    return thread.address

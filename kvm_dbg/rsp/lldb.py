@@ -1,0 +1,56 @@
+"""lldb's own packets: what it asks for before it shows threads and memory.
+
+Facts: docs/resources/lldbgdbremote of lldb. A region that covers all memory, or none that is free, makes lldb fail
+with "Couldn't malloc: address space is full", so user addresses up to 0x7f0000000000 are one region without
+permissions, then nothing up to the kernel's half, which is readable and executable.
+"""
+
+from __future__ import annotations
+
+from binascii import hexlify
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvm_dbg.rsp.session import DebuggerSession
+
+USER_END = 0x7F00_0000_0000
+KERNEL_START = 0xFF00_0000_0000_0000
+ADDRESSES = 1 << 64
+
+
+def reply_to_lldb(session: DebuggerSession, name: bytes, packet: bytes) -> bytes:
+    """Return the reply to a packet that only lldb sends; empty for those that are not served."""
+    if name in (b"QThreadSuffixSupported", b"QListThreadsInStopReply"):
+        session.client = "lldb"
+        return b"OK"
+    if name == b"QEnableErrorStrings":
+        session.error_messages = False  # lldb's form of errors with text is another: codes are enough
+        return b"OK"
+    if name in (b"qHostInfo", b"qProcessInfo"):
+        description = session.target.description
+        pairs = b"triple:%b;ptrsize:%d;endian:%b;" % (
+            hexlify(description.triple.encode()),
+            session.target.kernel.arch.pointer_size,
+            description.byteorder.encode(),
+        )
+        return b"pid:1;" + pairs if name == b"qProcessInfo" else pairs
+    if name.startswith(b"qThreadStopInfo"):
+        return _stop_information(session, session.thread_of(name[len(b"qThreadStopInfo") :]))
+    if name == b"qMemoryRegionInfo":
+        return _region(int(packet.partition(b":")[2], 16))
+    return b""
+
+
+def _stop_information(session: DebuggerSession, tid: int) -> bytes:
+    name = session.target.threads[tid].name.encode("utf-8", "replace")
+    return session.stop_reply(tid) + b"hexname:%b;" % hexlify(name)
+
+
+def _region(address: int) -> bytes:
+    if address < USER_END:
+        start, end, permissions = 0, USER_END, b""
+    elif address < KERNEL_START:
+        start, end, permissions = USER_END, KERNEL_START, b""
+    else:
+        start, end, permissions = KERNEL_START, ADDRESSES, b"permissions:rx;"
+    return b"start:%x;size:%x;%b" % (start, end - start, permissions)

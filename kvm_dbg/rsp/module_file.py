@@ -1,0 +1,157 @@
+"""The files of the kernel's loadable modules, and where their sections are in memory: what gdb's add-symbol-file needs.
+
+A file is a module's if its name is (`-` and `_` are one, as modprobe(8) has it) and its build-id is the one that the
+kernel keeps of the loaded module (since 5.14, commit a0e7f4ac8dbd, `struct module` has `build_id`); where the image
+has none, the name must do. Files compressed by the distribution are unpacked into the cache, since gdb reads none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvm_dbg.elf import open_elf
+from kvm_dbg.errors import CommandError, FileAccessError, FormatError, KvmDbgError
+
+if TYPE_CHECKING:
+    from kvm_dbg.commands.session import Session
+    from kvm_dbg.kernel.base import Module
+
+SUFFIXES = (".ko.debug", ".ko", ".ko.zst", ".ko.xz", ".ko.gz")  # likeliest with debug information first
+USUAL_PLACES = (
+    "/usr/lib/debug/lib/modules/{release}",
+    "/usr/lib/debug/usr/lib/modules/{release}",
+    "/lib/modules/{release}",
+)
+MAX_FILES = 200_000  # looked at below one directory
+MAX_MODULE_SIZE = 1 << 30  # bytes, unpacked
+SHF_ALLOC = 2
+
+
+def plan_modules(session: Session, directory: str | None) -> list[dict[str, object]]:
+    """Return, for each loaded module, its file and section addresses, or why there is none.
+
+    Args:
+        session: with an open image.
+        directory: where to look, with everything below; None for the usual places.
+
+    Raises:
+        CommandError: the directory cannot be read.
+        KvmDbgError: the modules cannot be listed.
+    """
+    release = str(getattr(session.kernel, "release", None) or "")
+    places = [directory] if directory is not None else [place.format(release=release) for place in USUAL_PLACES]
+    if directory is not None and not os.path.isdir(directory):
+        raise CommandError(f"{directory}: not a directory that can be read")
+    files: dict[str, list[str]] = {}
+    for place in places:
+        for name, path in _for_each_module_file(place):
+            files.setdefault(name, []).append(path)
+    return [
+        _plan(module, files.get(module.name, []), places, session.index_directory)
+        for module in session.system.for_each_module(session.kernel)
+    ]
+
+
+def _for_each_module_file(directory: str) -> Iterator[tuple[str, str]]:
+    """Yield (module's name, path) of the module files below a directory, those with debug information first."""
+    found: list[tuple[int, str, str]] = []
+    seen = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            seen += 1
+            for rank, suffix in enumerate(SUFFIXES):
+                if name.endswith(suffix):
+                    found.append((rank, name.removesuffix(suffix).replace("-", "_"), os.path.join(parent, name)))
+                    break
+        if seen > MAX_FILES:
+            break
+    for _, name, path in sorted(found):
+        yield name, path
+
+
+def _plan(module: Module, paths: list[str], places: list[str], cache: str | None) -> dict[str, object]:
+    problem = f"no file {module.name}.ko below {', '.join(places)}"
+    for path in paths:
+        try:
+            path = _unpacked(path, module, cache)
+            with open_elf(path) as file:
+                build_id = file.find_build_id()
+                if module.build_id and build_id is not None and build_id.hex() != module.build_id:
+                    problem = f"{path} is another build: {build_id.hex()}, in the image {module.build_id}"
+                    continue
+                names = {section.name for section in file.sections if section.flags & SHF_ALLOC and section.size}
+        except KvmDbgError as error:
+            problem = str(error)
+            continue
+        sections = {
+            name: hex(address)
+            for name, address in module.sections.items()
+            if name in names and _is_loaded(module, address)
+        }
+        sections.setdefault(".text", hex(module.address))
+        return {"name": module.name, "file": path, "sections": sections, "problem": None}
+    return {"name": module.name, "file": None, "sections": {}, "problem": problem}
+
+
+def _is_loaded(module: Module, address: int) -> bool:
+    """Return whether a section still is where it was loaded; those of initialisation are freed afterwards."""
+    return not module.ranges or any(start <= address < start + size for start, size in module.ranges)
+
+
+def _unpacked(path: str, module: Module, cache: str | None) -> str:
+    """Return the path of the module without compression, made in the cache if need be. Raises KvmDbgError."""
+    unpack = _UNPACKERS.get(path.rpartition(".")[2])
+    if unpack is None:
+        return path
+    if cache is None:
+        raise CommandError(f"{path} is compressed, and there is no cache directory to unpack it to")
+    status = os.stat(path)
+    target = Path(cache) / "modules" / f"{module.name}-{status.st_size:x}-{status.st_mtime_ns:x}.ko"
+    if target.exists():
+        return str(target)
+    part = target.with_suffix(f".{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(unpack(path))
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FileAccessError(target, f"cannot be written: {error.strerror}") from error
+    return str(target)
+
+
+def _unpack_xz(path: str) -> bytes:
+    import lzma
+
+    try:
+        with lzma.open(path) as file:
+            return file.read(MAX_MODULE_SIZE)
+    except (lzma.LZMAError, EOFError) as error:
+        raise FormatError(path, 0, "xz stream", str(error)) from error
+
+
+def _unpack_gzip(path: str) -> bytes:
+    import gzip
+    import zlib
+
+    try:
+        with gzip.open(path) as file:
+            return file.read(MAX_MODULE_SIZE)
+    except (zlib.error, EOFError, gzip.BadGzipFile) as error:
+        raise FormatError(path, 0, "gzip stream", str(error)) from error
+
+
+def _unpack_zstd(path: str) -> bytes:
+    import zstandard
+
+    try:
+        with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+            return stream.read(MAX_MODULE_SIZE)
+    except zstandard.ZstdError as error:
+        raise FormatError(path, 0, "zstd stream", str(error)) from error
+
+
+_UNPACKERS: dict[str, Callable[[str], bytes]] = {"xz": _unpack_xz, "gz": _unpack_gzip, "zst": _unpack_zstd}

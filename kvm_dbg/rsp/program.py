@@ -1,0 +1,78 @@
+"""`kvm-dbg serve`: the words of its command line, for people with a client of their own and for the adapters."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from kvm_dbg.errors import CommandError, KvmDbgError
+from kvm_dbg.rsp.server import LOOPBACK, ServeOptions, serve
+
+if TYPE_CHECKING:
+    from kvm_dbg.commands.session import Session
+
+PROGRAM = "kvm-dbg serve"
+MAX_PORT = 65535
+
+
+class ServeParser(ArgumentParser):
+    """An argparse parser that raises CommandError instead of leaving the program."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as a CommandError."""
+        raise CommandError(f"{self.prog}: {message}\n{self.format_usage().rstrip()}")
+
+
+def make_parser() -> ServeParser:
+    """Return the parser of `kvm-dbg serve`."""
+    from kvm_dbg.commands.open import add_open_arguments
+
+    parser = ServeParser(
+        prog=PROGRAM,
+        description="Serve a kernel memory image to one debugger. The first line printed is JSON and says where.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
+    parser.add_argument(
+        "--tcp",
+        metavar="PORT",
+        type=int,
+        help=f"listen on {LOOPBACK} (0: any free port), where any local user can connect",
+    )
+    parser.add_argument("--control", action="store_true", help="speak with an adapter on standard input and output")
+    add_open_arguments(parser)
+    return parser
+
+
+def run_program(words: Sequence[str], session: Session) -> int:
+    """Serve the image that the words name and return the exit status.
+
+    Raises:
+        CommandError: wrong use, where no adapter waits for JSON.
+    """
+
+    def open_image() -> None:
+        from kvm_dbg.commands.open import request_of
+
+        if problem is not None:
+            raise problem
+        session.open(request_of(args, args.files, session.index_directory, session.search))
+
+    problem: KvmDbgError | None = None
+    control = "--control" in words
+    try:
+        args = make_parser().parse_args(words)
+        if args.tcp is not None and not 0 <= args.tcp <= MAX_PORT:
+            raise CommandError(f"{PROGRAM}: --tcp {args.tcp} is no port")
+    except CommandError as error:
+        if not control:
+            raise
+        problem = error
+        return serve(session, open_image, ServeOptions(control=True))
+    if args.tcp is not None and not control:
+        sys.stderr.write(
+            f"{PROGRAM}: warning: every user of this machine can connect to a port of {LOOPBACK} and read the image\n"
+        )
+    return serve(session, open_image, ServeOptions(args.control, args.tcp is not None, args.tcp or 0))

@@ -1,0 +1,266 @@
+"""One image, one debugger: a socket for gdb's protocol and, for the adapters, a control channel on standard streams.
+
+The socket is a Unix socket in a directory that only its owner can enter, made by the server and removed as soon as
+the one client is connected; or, if asked, TCP on 127.0.0.1. Nothing listens before the image is open and its threads
+are known, for gdb gives a silent stub two seconds. The first line on standard output is JSON: `{"ready": ...}` with
+what an adapter needs to know, or `{"error": text}` with exit status 1.
+
+The server ends when its client goes away, and when standard input ends if that is the control channel: a debugger
+that is killed leaves no orphan. Everything runs in one thread; while a command or the opening runs, a timer looks at
+the connections ten times a second, so that Ctrl-C (byte 0x03, or "interrupt" on the control channel) and a vanished
+debugger are noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvm_dbg.errors import FileAccessError, KvmDbgError, ProtocolError
+from kvm_dbg.rsp.control import ControlChannel, answer, facts_of
+from kvm_dbg.rsp.packet import Event, PacketReader, frame
+from kvm_dbg.rsp.session import DebuggerSession
+from kvm_dbg.rsp.stop import ClientGone, Interruptible
+
+if TYPE_CHECKING:
+    from kvm_dbg.commands.session import Session
+
+RECEIVE_SIZE = 1 << 20  # bytes
+SOCKET_PATH_LIMIT = 100  # bytes; sun_path has 108 on Linux, 104 on the BSDs
+LOOPBACK = "127.0.0.1"
+
+
+class ServeOptions(NamedTuple):
+    """How to serve.
+
+    control: speak with an adapter over standard input and output. tcp: listen on a port of 127.0.0.1 instead of on a
+    Unix socket. port: that port, 0 for any free one.
+    """
+
+    control: bool = False
+    tcp: bool = False
+    port: int = 0
+
+
+class Connection:
+    """The debugger's end of the socket: frames in and out, acknowledgements, repeated packets."""
+
+    def __init__(self, connection: socket.socket, session: DebuggerSession) -> None:
+        self.socket = connection
+        self.session = session
+        self._reader = PacketReader()
+        self._events: list[Event] = []
+        self._last = b""
+
+    def fileno(self) -> int:
+        """Return the descriptor, for select."""
+        return self.socket.fileno()
+
+    def receive(self) -> None:
+        """Read what has come. Raises ClientGone, ProtocolError."""
+        try:
+            data = self.socket.recv(RECEIVE_SIZE)
+        except OSError as error:
+            raise ClientGone from error
+        if not data:
+            raise ClientGone
+        self._events += self._reader.feed(data)
+
+    def poll(self) -> bool:
+        """Read what has come without waiting, and return whether an interrupt is among it. Raises as `receive`."""
+        while select.select([self.socket], [], [], 0)[0]:
+            self.receive()
+        found = [event for event in self._events if event.kind != "interrupt"]
+        interrupted = len(found) < len(self._events)
+        self._events[:] = found
+        return interrupted
+
+    def serve(self) -> None:
+        """Answer everything that has come. Raises ClientGone."""
+        while self._events and not self.session.ended:
+            event = self._events.pop(0)
+            if event.kind == "packet":
+                self._answer(event)
+            elif event.kind == "nack":
+                self._send(self._last)
+            elif event.kind == "damaged":
+                if self.session.no_ack:
+                    raise ProtocolError("a packet's checksum is wrong, and this connection has no way to ask again")
+                self._send(b"-")
+
+    def _answer(self, event: Event) -> None:
+        acknowledged = not self.session.no_ack
+        if acknowledged:
+            self._send(b"+")
+            self._drop_repeats(event)
+        reply = self.session.reply(event.payload)
+        if reply is None:
+            return
+        for payload in (reply,) if isinstance(reply, bytes) else reply:
+            self._last = frame(payload)
+            self._send(self._last)
+
+    def _drop_repeats(self, event: Event) -> None:
+        """Acknowledge and forget copies of a packet that a client sent again since no answer came in its time."""
+        while self._events and self._events[0] == event:
+            self._events.pop(0)
+            self._send(b"+")
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.socket.sendall(data)
+        except OSError as error:
+            raise ClientGone from error
+
+
+class Listener:
+    """The place where the one client connects; a context manager that leaves nothing behind."""
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._directory: Path | None = None
+        if options.tcp:
+            self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            try:
+                self.socket.bind((LOOPBACK, options.port))
+            except (OSError, OverflowError) as error:
+                self.socket.close()
+                raise FileAccessError(f"{LOOPBACK}:{options.port}", f"cannot listen there: {error}") from error
+            self.address = f"{LOOPBACK}:{self.socket.getsockname()[1]}"
+        else:
+            self._directory = _private_directory()
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.address = str(self._directory / "gdb")
+            self.socket.bind(self.address)
+        self.socket.listen(1)
+
+    def fileno(self) -> int:
+        """Return the descriptor, for select."""
+        return self.socket.fileno()
+
+    def accept(self) -> socket.socket:
+        """Return the client's socket; nobody else can connect from now on. Raises ClientGone."""
+        try:
+            connection, _ = self.socket.accept()
+        except OSError as error:
+            raise ClientGone from error
+        self.close()
+        if connection.family == socket.AF_INET:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+    def close(self) -> None:
+        """Stop listening, and remove the socket and its directory."""
+        self.socket.close()
+        if self._directory is not None:
+            with contextlib.suppress(OSError):
+                (self._directory / "gdb").unlink()
+            with contextlib.suppress(OSError):
+                self._directory.rmdir()
+            self._directory = None
+
+
+def _private_directory() -> Path:
+    """Make a directory that only this user can enter, at a path that a socket and gdb can bear."""
+    base = tempfile.gettempdir()
+    if len(base.encode()) + 24 > SOCKET_PATH_LIMIT or ":" in base:  # gdb takes a colon for HOST:PORT
+        base = "/tmp"
+    try:
+        return Path(tempfile.mkdtemp(prefix="kvm-dbg-", dir=base))
+    except OSError as error:
+        raise FileAccessError(base, f"cannot make a directory for the socket: {error.strerror}") from error
+
+
+def serve(session: Session, open_image: Callable[[], object], options: ServeOptions) -> int:
+    """Open an image and serve it to one debugger until that leaves; return the exit status.
+
+    Args:
+        session: where the image will be open.
+        open_image: opens it; raises KvmDbgError.
+        options: where to listen, and whether an adapter is on the standard streams.
+    """
+    channel = ControlChannel.on_standard_streams() if options.control else None
+    connection: Connection | None = None
+
+    def poll() -> None:
+        if channel is not None and channel.poll():
+            interruptible.interrupt()
+        if connection is not None and connection.poll():
+            interruptible.interrupt()
+
+    interruptible = Interruptible(poll)
+    try:
+        with interruptible:
+            open_image()
+            debugger = _debugger_session(session, interruptible)
+            ready = facts_of(session)
+        with contextlib.closing(Listener(options)) as listener:
+            _announce(channel, {"ready": {"address": listener.address, **ready}})
+            while True:
+                waiting = [item for item in (channel, connection or listener) if item is not None]
+                readable, _, _ = select.select(waiting, [], [])
+                if channel is not None and channel in readable:
+                    channel.receive()
+                    for request in channel.requests():
+                        answer(channel, request, session, debugger, interruptible)
+                if connection is not None and connection in readable:
+                    connection.receive()
+                    connection.serve()
+                    if debugger.ended:
+                        return 0
+                elif listener in readable:
+                    connection = Connection(listener.accept(), debugger)
+    except ClientGone:
+        return 0
+    except ProtocolError as error:
+        _report(channel, str(error))
+        return 1
+    except KvmDbgError as error:
+        _announce(channel, {"error": str(error)})
+        return 1
+    except MemoryError:
+        _announce(channel, {"error": "opening the image needs more memory than there is"})
+        return 1
+    finally:
+        if connection is not None:
+            connection.socket.close()
+        session.close()
+
+
+def _debugger_session(session: Session, interruptible: Interruptible) -> DebuggerSession:
+    from kvm_dbg.commands.run import run_line
+    from kvm_dbg.rsp.target import Target
+
+    kernel = session.kernel
+    target = Target(kernel, session.system)
+    _ = target.threads  # read now: gdb asks for them first of all, and an error is best told before anybody connects
+    text = kernel.symbols.find("_text")
+    return DebuggerSession(
+        target,
+        lambda line: interruptible.running(run_line(session, line)),
+        text_address=text.address if text is not None else None,
+        slide=getattr(kernel, "slide", None) or 0,
+    )
+
+
+def _announce(channel: ControlChannel | None, message: dict[str, object]) -> None:
+    if channel is not None:
+        channel.send(message)
+        return
+    import json
+
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+def _report(channel: ControlChannel | None, text: str) -> None:
+    """Tell of an error after the start, where nobody waits for JSON on standard output any more."""
+    if channel is not None:
+        channel.send({"warning": text})
+    else:
+        sys.stderr.write(f"{text}\n")

@@ -1,0 +1,368 @@
+"""One conversation with a debugger: a packet in, a reply out. No socket is seen here.
+
+Facts: appendix "Gdb Remote Serial Protocol" of the gdb manual; docs/resources/lldbgdbremote of lldb for its own
+packets (in `lldb.py`). gdb and lldb are told apart by their handshakes: only gdb's qSupported has `qRelocInsn+`,
+only lldb sends QStartNoAckMode before it.
+
+A dump does not run. Resuming is refused with one clear message, and breakpoints are accepted silently (gdb inserts
+them when it resumes, and its own message about a refused breakpoint would hide ours). Memory writes go into the
+target's private copy; registers cannot be written.
+"""
+
+from __future__ import annotations
+
+from binascii import hexlify
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import quoteattr
+
+from kvm_dbg.errors import KvmDbgError, ProtocolError, ReadError
+from kvm_dbg.rsp.packet import PACKET_SIZE, escape, unescape
+
+if TYPE_CHECKING:
+    from kvm_dbg.rsp.target import Target
+
+Reply = bytes | Iterator[bytes] | None
+RunLine = Callable[[str], Iterator[str]]
+
+NOT_RUNNING = "this kernel is not running (it is a dump): it cannot be continued or stepped"
+NO_REGISTER_WRITES = "registers of a dump cannot be changed"
+MAX_READ = PACKET_SIZE  # bytes that one packet may ask for; debuggers ask again for the rest
+OUTPUT_PIECE = PACKET_SIZE // 4  # characters of command output that one O packet carries
+
+
+class DebuggerSession:
+    """The stub's side of one connection.
+
+    Args:
+        target: threads, registers and memory.
+        run_line: runs one kvm command (`monitor ...`) and yields its output.
+        text_address: run-time address of the kernel's first byte of text, and `slide`: what was added to its
+            link-time address; for qOffsets. None: symbols are placed by somebody else.
+
+    Attributes:
+        no_ack: neither side acknowledges packets any more.
+        ended: the debugger has said goodbye.
+        client: "gdb", "lldb" or "" while unknown.
+    """
+
+    def __init__(self, target: Target, run_line: RunLine, *, text_address: int | None = None, slide: int = 0) -> None:
+        self.target = target
+        self.run_line = run_line
+        self.text_address = text_address
+        self.slide = slide
+        self.no_ack = False
+        self.ended = False
+        self.client = ""
+        self.error_messages = False  # the client understands E.text as a reply to everything
+        self.thread_suffix = False
+        self._thread = next(iter(target.threads))
+        self._threads_xml = b""
+
+    @property
+    def thread(self) -> int:
+        """Return the id of the selected thread."""
+        return self._thread
+
+    def reply(self, packet: bytes) -> Reply:
+        """Return the reply to a packet: one payload, several in order, or None where the protocol wants silence."""
+        try:
+            handler = _BY_LETTER.get(packet[:1])
+            if handler is not None:
+                return handler(self, packet)
+            name = packet[: _name_length(packet)]
+            handler = _BY_NAME.get(name)
+            if handler is not None:
+                return handler(self, packet)
+            if self.client == "lldb" or name in (b"QThreadSuffixSupported", b"qHostInfo"):
+                from kvm_dbg.rsp.lldb import reply_to_lldb
+
+                return reply_to_lldb(self, name, packet)
+            return b""
+        except ReadError as error:
+            return self.error(str(error), b"E14")
+        except (KvmDbgError, ValueError) as error:
+            return self.error(str(error))
+
+    def error(self, text: str, code: bytes = b"E01") -> bytes:
+        """Return an error reply: with its text for clients that said that they understand it."""
+        return self.error_text(text) if self.error_messages else code
+
+    @staticmethod
+    def error_text(text: str) -> bytes:
+        """Return the error reply with text, the protocol's own characters replaced."""
+        clean = text.replace("}", ")").replace("$", "S").replace("#", "%").replace("*", "x").replace("\n", " ")
+        return b"E." + clean.encode("ascii", "replace")
+
+    # Handshake
+
+    def _supported(self, packet: bytes) -> bytes:
+        features = packet.partition(b":")[2].split(b";")
+        if not self.client:
+            self.client = "gdb" if b"qRelocInsn+" in features else "lldb" if self.no_ack else "gdb"
+        self.error_messages = b"error-message+" in features
+        # lldb before 20 does not know binary-upload and would take its "b" for memory.
+        binary = b";binary-upload+" if self.client == "gdb" else b""
+        return b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+%b" % (PACKET_SIZE, binary)
+
+    def _start_no_ack_mode(self, _packet: bytes) -> bytes:
+        self.no_ack = True
+        return b"OK"
+
+    def _attached(self, _packet: bytes) -> bytes:
+        return b"1"
+
+    def _offsets(self, _packet: bytes) -> bytes:
+        if self.text_address is None:
+            return b""
+        if self.client == "lldb":
+            return b"Text=%x;Data=%x;Bss=%x" % (self.slide, self.slide, self.slide)
+        return b"TextSeg=%x" % self.text_address
+
+    def _halt_reason(self, _packet: bytes) -> bytes:
+        return self.stop_reply(self._thread)
+
+    def stop_reply(self, tid: int) -> bytes:
+        """Return why a thread is stopped: SIGTRAP, always."""
+        cpu = self.target.threads[tid].cpu
+        core = b"" if cpu is None else b"core:%x;" % cpu
+        return b"T05thread:%x;%b" % (tid, core)
+
+    # Objects
+
+    def _transfer(self, packet: bytes) -> bytes:
+        try:
+            _, kind, operation, annex, span = packet.split(b":", 4)
+            offset, length = (int(part, 16) for part in span.split(b","))
+        except ValueError:
+            return b"E00"
+        if operation != b"read":
+            return b""
+        if kind == b"features":
+            if annex != b"target.xml":
+                return b"E00"
+            data = self.target.description.xml()
+        elif kind == b"threads":
+            if offset == 0 or not self._threads_xml:
+                self._threads_xml = self.threads_xml()
+            data = self._threads_xml
+        else:
+            return b""
+        if offset > len(data):
+            return b"E01"
+        length = min(length, PACKET_SIZE // 2)
+        mark = b"l" if offset + length >= len(data) else b"m"
+        return mark + escape(data[offset : offset + length])
+
+    def threads_xml(self) -> bytes:
+        """Return the list of threads with names."""
+        lines = ['<?xml version="1.0"?>', "<threads>"]
+        describe = self.target.describe
+        for tid, thread in self.target.threads.items():
+            core = "" if thread.cpu is None else f' core="{thread.cpu}"'
+            name = quoteattr(_printable(thread.name))
+            lines.append(f'<thread id="{tid:x}"{core} name={name}>{describe(thread)}</thread>')
+        lines.append("</threads>\n")
+        return "\n".join(lines).encode()
+
+    # Threads and registers
+
+    def thread_of(self, text: bytes) -> int:
+        """Return the id that a packet names in hexadecimal; 0 and -1 (any, all) stand for the selected thread.
+
+        Raises:
+            ProtocolError: no such thread.
+        """
+        tid = int(text or b"0", 16)
+        if tid in (0, -1):
+            return self._thread
+        if tid not in self.target.threads:
+            raise ProtocolError(f"there is no thread {tid}")
+        return tid
+
+    def _set_thread(self, packet: bytes) -> bytes:
+        tid = self.thread_of(packet[2:])
+        if packet[1:2] == b"g":
+            self._thread = tid
+        return b"OK"
+
+    def _current_thread(self, _packet: bytes) -> bytes:
+        return b"QC%x" % self._thread
+
+    def _is_alive(self, packet: bytes) -> bytes:
+        self.thread_of(packet[1:])
+        return b"OK"
+
+    def _first_threads(self, _packet: bytes) -> bytes:
+        return b"m" + b",".join([b"%x" % tid for tid in self.target.threads])
+
+    def _more_threads(self, _packet: bytes) -> bytes:
+        return b"l"
+
+    def _thread_information(self, packet: bytes) -> bytes:
+        tid = self.thread_of(packet.partition(b",")[2])
+        return hexlify(self.target.describe(self.target.threads[tid]).encode())
+
+    def _suffixed(self, packet: bytes) -> tuple[bytes, int]:
+        """Return (packet without suffix, thread): lldb appends `;thread:ID;` to packets about registers."""
+        body, _, suffix = packet.partition(b";thread:")
+        return body, self.thread_of(suffix.rstrip(b";")) if suffix else self._thread
+
+    def _read_registers(self, packet: bytes) -> bytes:
+        _, tid = self._suffixed(packet)
+        return self.target.description.encode_all(self.target.threads[tid].registers)
+
+    def _read_register(self, packet: bytes) -> bytes:
+        body, tid = self._suffixed(packet)
+        number = int(body[1:], 16)
+        registers = self.target.description.registers
+        if not 0 <= number < len(registers):
+            return b"E01"
+        return self.target.description.encode(registers[number], self.target.threads[tid].registers)
+
+    def _write_register(self, _packet: bytes) -> bytes:
+        return self.error(NO_REGISTER_WRITES)
+
+    # Memory
+
+    def _read_memory(self, packet: bytes) -> bytes:
+        vaddr, size = _span(packet[1:])
+        if not size:
+            return b"E01"
+        return hexlify(self.target.read(self._thread, vaddr, min(size, MAX_READ // 2)))
+
+    def _read_memory_binary(self, packet: bytes) -> bytes:
+        vaddr, size = _span(packet[1:])
+        if self.client == "lldb":
+            return escape(self.target.read(self._thread, vaddr, min(size, MAX_READ))) if size else b"OK"
+        return b"b" + (escape(self.target.read(self._thread, vaddr, min(size, MAX_READ))) if size else b"")
+
+    def _write_memory(self, packet: bytes) -> bytes:
+        head, _, digits = packet[1:].partition(b":")
+        return self._write(head, bytes.fromhex(digits.decode("ascii", "replace")))
+
+    def _write_memory_binary(self, packet: bytes) -> bytes:
+        head, _, data = packet[1:].partition(b":")
+        return self._write(head, unescape(data))
+
+    def _write(self, head: bytes, data: bytes) -> bytes:
+        vaddr, size = _span(head)
+        if size != len(data):
+            raise ProtocolError(f"a memory write announces {size} bytes and carries {len(data)}")
+        if data:
+            self.target.write(self._thread, vaddr, data)
+        return b"OK"
+
+    # What a dump cannot do, and the end
+
+    def _resume(self, packet: bytes) -> bytes:
+        if packet == b"vCont?":
+            return b"vCont;c;C;s;S"
+        return self.error_text(NOT_RUNNING)
+
+    def _breakpoint(self, _packet: bytes) -> bytes:
+        return self.error_text(NOT_RUNNING) if self.client == "lldb" else b"OK"
+
+    def _detach(self, _packet: bytes) -> bytes:
+        self.ended = True
+        return b"OK"
+
+    def _kill(self, _packet: bytes) -> None:
+        self.ended = True
+
+    # Commands
+
+    def _command(self, packet: bytes) -> Reply:
+        line = bytes.fromhex(packet[len(b"qRcmd,") :].decode("ascii", "replace")).decode("utf-8", "replace").strip()
+        if line == "kvm" or line.startswith("kvm "):
+            line = line[3:].strip()
+        return self._run(line)
+
+    def _run(self, line: str) -> Iterator[bytes]:
+        failure = ""
+        try:
+            for text in self.run_line(line):
+                yield from _console(text)
+        except KvmDbgError as error:
+            failure = str(error)
+        except KeyboardInterrupt:
+            failure = "interrupted"
+        if not failure:
+            yield b"OK"
+            return
+        if not self.error_messages:
+            yield from _console(f"{failure}\n")
+        yield self.error(failure)
+
+
+def _console(text: str) -> Iterator[bytes]:
+    for start in range(0, len(text), OUTPUT_PIECE):
+        yield b"O" + hexlify(text[start : start + OUTPUT_PIECE].encode("utf-8", "backslashreplace"))
+
+
+def _printable(name: str) -> str:
+    """Return the name without what XML 1.0 cannot hold."""
+    return "".join([character if character.isprintable() else "?" for character in name])
+
+
+def _span(text: bytes) -> tuple[int, int]:
+    """Return (address, length) of `addr,length`.
+
+    Raises:
+        ProtocolError: it is something else.
+    """
+    address, comma, length = text.partition(b",")
+    try:
+        if comma:
+            return int(address, 16), int(length, 16)
+    except ValueError:
+        pass
+    raise ProtocolError(f"{text[:40]!r} is not `address,length`")
+
+
+def _name_length(packet: bytes) -> int:
+    for position, byte in enumerate(packet):
+        if byte in b":,;" or (byte == 0x3F and position):  # a question mark belongs to the name
+            return position + (byte == 0x3F)
+    return len(packet)
+
+
+_Handler = Callable[[DebuggerSession, bytes], Reply]
+
+_BY_LETTER: dict[bytes, _Handler] = {
+    b"g": DebuggerSession._read_registers,
+    b"G": DebuggerSession._write_register,
+    b"p": DebuggerSession._read_register,
+    b"P": DebuggerSession._write_register,
+    b"m": DebuggerSession._read_memory,
+    b"M": DebuggerSession._write_memory,
+    b"x": DebuggerSession._read_memory_binary,
+    b"X": DebuggerSession._write_memory_binary,
+    b"H": DebuggerSession._set_thread,
+    b"T": DebuggerSession._is_alive,
+    b"?": DebuggerSession._halt_reason,
+    b"c": DebuggerSession._resume,
+    b"C": DebuggerSession._resume,
+    b"s": DebuggerSession._resume,
+    b"S": DebuggerSession._resume,
+    b"Z": DebuggerSession._breakpoint,
+    b"z": DebuggerSession._breakpoint,
+    b"D": DebuggerSession._detach,
+    b"k": DebuggerSession._kill,
+}
+
+_BY_NAME: dict[bytes, _Handler] = {
+    b"qSupported": DebuggerSession._supported,
+    b"QStartNoAckMode": DebuggerSession._start_no_ack_mode,
+    b"qXfer": DebuggerSession._transfer,
+    b"qAttached": DebuggerSession._attached,
+    b"qC": DebuggerSession._current_thread,
+    b"qOffsets": DebuggerSession._offsets,
+    b"qfThreadInfo": DebuggerSession._first_threads,
+    b"qsThreadInfo": DebuggerSession._more_threads,
+    b"qThreadExtraInfo": DebuggerSession._thread_information,
+    b"qRcmd": DebuggerSession._command,
+    b"vCont?": DebuggerSession._resume,
+    b"vCont": DebuggerSession._resume,
+    b"vKill": DebuggerSession._detach,
+}

@@ -1,0 +1,116 @@
+"""A kernel as a debugger sees it: threads, their registers, and memory in the address space of a thread.
+
+Thread ids: a debugger wants unique numbers above 0. A task's id is its thread id (TID, in the initial PID
+namespace), which the kernel keeps below 4194304 (PID_MAX_LIMIT, include/linux/threads.h). The idle tasks, one per
+CPU, all have PID 0: the one of CPU n has the id IDLE_BASE + n. Should a damaged image show one id twice, the second
+bearer has an id from DUPLICATE_BASE on.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from kvm_dbg.errors import CommandError, KvmDbgError, ReadError
+from kvm_dbg.kernel import write_memory
+from kvm_dbg.kernel.base import AddressSpaceReader, Kernel, OperatingSystem, Thread
+from kvm_dbg.rsp.target_xml import TargetDescription, find_description
+
+IDLE_BASE = 10_000_000
+DUPLICATE_BASE = 20_000_000
+MAX_SPACES = 64  # user address spaces that are kept, each with its own translations
+
+
+class Target:
+    """The debugger's view of one kernel."""
+
+    def __init__(self, kernel: Kernel, system: OperatingSystem) -> None:
+        self.kernel = kernel
+        self.system = system
+        self.description: TargetDescription = find_description(kernel.arch)
+        self._spaces: dict[int, AddressSpaceReader | KvmDbgError] = {}
+
+    @cached_property
+    def threads(self) -> dict[int, Thread]:
+        """Return all threads by id, in the order in which a debugger should number them: the panicking one first.
+
+        Where the image shows no task at all there is one nameless thread, for a debugger needs one to read memory.
+        """
+        found: dict[int, Thread] = {}
+        for thread in self.system.for_each_thread(self.kernel):
+            tid = thread.lid if thread.lid > 0 else IDLE_BASE + (thread.cpu or 0)
+            if tid in found:
+                tid = DUPLICATE_BASE + len(found)
+            found[tid] = thread
+        if not found:
+            found[1] = Thread(0, 0, "", 0, None, False, {}, "no task was found in the image")
+        return found
+
+    @cached_property
+    def kernel_space(self) -> AddressSpaceReader:
+        """Return the kernel's own address space."""
+        return self.system.kernel_space(self.kernel)
+
+    def describe(self, thread: Thread) -> str:
+        """Return what a debugger shows behind a thread's name."""
+        parts = [f"pid {thread.pid}" if thread.pid == thread.lid else f"pid {thread.pid} tid {thread.lid}"]
+        if thread.on_cpu and thread.cpu is not None:
+            parts.append(f"on CPU {thread.cpu}")
+        if thread.address:
+            parts.append(f"task {thread.address:#x}")
+        return ", ".join(parts)
+
+    def space(self, tid: int, vaddr: int) -> AddressSpaceReader:
+        """Return the address space that holds `vaddr` for the thread `tid`.
+
+        Raises:
+            ReadError: the address is a user's, and the thread has no user memory (a kernel thread).
+        """
+        if not self.kernel.arch.is_user(vaddr):
+            return self.kernel_space
+        thread = self.threads[tid]
+        space = self._spaces.get(thread.address)
+        if space is None:
+            try:
+                space = self.system.address_space(self.kernel, thread.address)
+            except (CommandError, ReadError) as error:
+                space = error
+            if len(self._spaces) >= MAX_SPACES:
+                self._spaces.clear()
+            self._spaces[thread.address] = space
+        if isinstance(space, KvmDbgError):
+            raise ReadError(vaddr, f"thread {thread.name or tid} has no readable user memory: {space}")
+        return space
+
+    def read(self, tid: int, vaddr: int, size: int) -> bytes:
+        """Return the bytes at `vaddr` that can be read: all of them, or those before the first missing page.
+
+        Raises:
+            ReadError: not even the first byte can be read.
+        """
+        space = self.space(tid, vaddr)
+        try:
+            return space.read(vaddr, size)
+        except ReadError:
+            page_size = 1 << self.kernel.arch.page_shift
+            first = min(size, page_size - vaddr % page_size)
+            parts = [space.read(vaddr, first)] if first < size else []
+            if not parts:
+                raise
+            size -= first
+            while size > 0:
+                vaddr += len(parts[-1])
+                try:
+                    parts.append(space.read(vaddr, min(size, page_size)))
+                except ReadError:
+                    break
+                size -= page_size
+            return b"".join(parts)
+
+    def write(self, tid: int, vaddr: int, data: bytes) -> None:
+        """Write into the private copy of the image; the file itself never changes.
+
+        Raises:
+            ReadError: part of the range is not mapped; nothing is written then.
+            CommandError: this target cannot be written to.
+        """
+        write_memory(self.kernel, self.space(tid, vaddr), vaddr, data)

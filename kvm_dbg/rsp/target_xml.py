@@ -1,0 +1,156 @@
+"""Target descriptions: which registers a processor has, as gdb and lldb read it, and their bytes in packets.
+
+Facts: gdb's features/i386/64bit-core.xml, 64bit-linux.xml and 64bit-segments.xml for names, sizes and order ("Target
+Descriptions" in the gdb manual); lldb's additions (generic, dwarf_regnum, encoding) from lldb's
+docs/resources/lldbgdbremote, and the DWARF numbers from the System V ABI for x86-64, figure 3.36. gdb ignores what
+it does not know, so one file serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+from xml.sax.saxutils import quoteattr
+
+from kvm_dbg.arch.base import Arch
+from kvm_dbg.errors import UnsupportedError
+
+
+class TargetRegister(NamedTuple):
+    """One register of a description.
+
+    name: as in `Thread.registers` and in gdb. type: gdb's. generic: lldb's role for it. dwarf: its DWARF number.
+    """
+
+    name: str
+    bits: int
+    type: str
+    generic: str = ""
+    dwarf: int | None = None
+
+
+class Feature(NamedTuple):
+    """A group of registers that debuggers know by name."""
+
+    name: str
+    registers: tuple[TargetRegister, ...]
+
+
+class TargetDescription:
+    """The registers of one architecture, in the order of `g` packets.
+
+    Args:
+        arch: the architecture's name in the house.
+        architecture: the name in gdb (BFD).
+        triple: the target triple that lldb wants.
+    """
+
+    def __init__(
+        self, arch: str, byteorder: str, architecture: str, triple: str, features: tuple[Feature, ...]
+    ) -> None:
+        self.arch = arch
+        self.byteorder = byteorder
+        self.architecture = architecture
+        self.triple = triple
+        self.features = features
+        self.registers = tuple(register for feature in features for register in feature.registers)
+
+    def xml(self) -> bytes:
+        """Return the target.xml."""
+        lines = [
+            '<?xml version="1.0"?>',
+            '<!DOCTYPE target SYSTEM "gdb-target.dtd">',
+            '<target version="1.0">',
+            f"<architecture>{self.architecture}</architecture>",
+            "<osabi>GNU/Linux</osabi>",
+        ]
+        number = offset = 0
+        for feature in self.features:
+            lines.append(f"<feature name={quoteattr(feature.name)}>")
+            for register in feature.registers:
+                extra = f' generic="{register.generic}"' if register.generic else ""
+                if register.dwarf is not None:
+                    extra += f' dwarf_regnum="{register.dwarf}" gcc_regnum="{register.dwarf}"'
+                lines.append(
+                    f'<reg name="{register.name}" bitsize="{register.bits}" type="{register.type}" regnum="{number}"'
+                    f' offset="{offset}"{extra}/>'
+                )
+                number += 1
+                offset += register.bits // 8
+            lines.append("</feature>")
+        lines.append("</target>\n")
+        return "\n".join(lines).encode()
+
+    def encode(self, register: TargetRegister, values: Mapping[str, int]) -> bytes:
+        """Return the register's value in hexadecimal, in target byte order; `xx` for each byte of an unknown one."""
+        size = register.bits // 8
+        value = values.get(register.name)
+        if value is None:
+            return b"xx" * size
+        value &= (1 << register.bits) - 1
+        return value.to_bytes(size, "big" if self.byteorder == "big" else "little").hex().encode()
+
+    def encode_all(self, values: Mapping[str, int]) -> bytes:
+        """Return the payload of a `g` reply."""
+        return b"".join([self.encode(register, values) for register in self.registers])
+
+
+_X86_64_GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)))
+_X86_64_FLOAT = ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")
+_X86_64_DWARF = {
+    name: number for number, name in enumerate(("rax", "rdx", "rcx", "rbx", "rsi", "rdi", *_X86_64_GENERAL[6:], "rip"))
+}
+_X86_64_GENERIC = {
+    "rip": "pc",
+    "rsp": "sp",
+    "rbp": "fp",
+    "eflags": "flags",
+    "rdi": "arg1",
+    "rsi": "arg2",
+    "rdx": "arg3",
+    "rcx": "arg4",
+    "r8": "arg5",
+    "r9": "arg6",
+}
+
+
+def _x86_64_register(name: str, bits: int, type_: str) -> TargetRegister:
+    return TargetRegister(name, bits, type_, _X86_64_GENERIC.get(name, ""), _X86_64_DWARF.get(name))
+
+
+_X86_64_TYPES = {"rbp": "data_ptr", "rsp": "data_ptr", "rip": "code_ptr"}
+
+X86_64 = TargetDescription(
+    "x86_64",
+    "little",
+    "i386:x86-64",
+    "x86_64-unknown-linux-gnu",
+    (
+        Feature(
+            "org.gnu.gdb.i386.core",
+            tuple(_x86_64_register(name, 64, _X86_64_TYPES.get(name, "int64")) for name in (*_X86_64_GENERAL, "rip"))
+            + tuple(_x86_64_register(name, 32, "int32") for name in ("eflags", "cs", "ss", "ds", "es", "fs", "gs"))
+            + tuple(_x86_64_register(f"st{number}", 80, "i387_ext") for number in range(8))
+            + tuple(_x86_64_register(name, 32, "int") for name in _X86_64_FLOAT),
+        ),
+        Feature("org.gnu.gdb.i386.linux", (_x86_64_register("orig_rax", 64, "int64"),)),
+        Feature(
+            "org.gnu.gdb.i386.segments",
+            (_x86_64_register("fs_base", 64, "int64"), _x86_64_register("gs_base", 64, "int64")),
+        ),
+    ),
+)
+
+DESCRIPTIONS = (X86_64,)
+
+
+def find_description(arch: Arch) -> TargetDescription:
+    """Return the description for an architecture.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    for description in DESCRIPTIONS:
+        if description.arch == arch.name:
+            return description
+    raise UnsupportedError(f"a debugger's view of {arch.name}")
