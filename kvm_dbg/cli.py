@@ -111,9 +111,11 @@ def _main(words: list[str]) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     if words[0] in ("gdb", "serve"):
-        from kvm_dbg import launch
+        from kvm_dbg.commands.session import Session
+        from kvm_dbg.launch import main as launch
 
-        return launch.main(words[0], words[1:], read_configuration())
+        configuration = read_configuration()
+        return launch(words[0], words[1:], Session(None, configuration.index_directory, configuration.search))
     return run(words)
 
 

@@ -9,23 +9,28 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import NoReturn
 
 from kvm_dbg.adapter import find_adapter
 from kvm_dbg.commands.open import add_open_arguments
+from kvm_dbg.commands.session import Session
 from kvm_dbg.errors import CommandError
+from kvm_dbg.rsp.program import ServeParser, run_program
 
 INTERPRETER = "KVM_DBG_PYTHON"  # tells the adapter which interpreter has this package
 
 
-class LaunchParser(ArgumentParser):
-    """An argparse parser that raises CommandError instead of leaving the program."""
+def main(what: str, words: Sequence[str], session: Session) -> int:
+    """Run `kvm-dbg gdb` or `kvm-dbg serve`, which `what` names, and return the exit status if gdb does not take over.
 
-    def error(self, message: str) -> NoReturn:
-        """Raise the message as a CommandError."""
-        raise CommandError(f"{self.prog}: {message}\n{self.format_usage().rstrip()}")
+    Raises:
+        CommandError: wrong use, or no such gdb.
+        FileAccessError: the adapter is not installed.
+    """
+    if what == "gdb":
+        launch_gdb(words)
+    return run_program(words, session)
 
 
 def launch_gdb(words: Sequence[str]) -> NoReturn:
@@ -36,7 +41,7 @@ def launch_gdb(words: Sequence[str]) -> NoReturn:
         FileAccessError: the adapter is not installed.
     """
     own, debugger_words = split_words(words)
-    parser = LaunchParser(prog="kvm-dbg gdb", description="Open a kernel memory image in gdb.", allow_abbrev=False)
+    parser = ServeParser(prog="kvm-dbg gdb", description="Open a kernel memory image in gdb.", allow_abbrev=False)
     parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
     parser.add_argument("--gdb", metavar="PROGRAM", default="gdb", help="the gdb to start (default: gdb)")
     parser.add_argument("--no-symbols", action="store_true", help="do not load the kernel file's symbols into gdb")
