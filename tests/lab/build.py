@@ -1,0 +1,421 @@
+"""Make a scenario's dump: build the guest, boot it, take the dump, keep the truth, write the manifest."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.lab import cache
+from tests.lab.dump import Dump, Truth
+from tests.lab.guest import SOURCES, find_program, write_crash_initramfs, write_initramfs
+from tests.lab.package import MODULES, KernelFiles, check_tools, kernel_key, obtain_kernel
+from tests.lab.qemu import FOUR_GIB, Machine, copy_sparse, dig_holes, split_memory
+from tests.lab.scenario import LabError, Scenario, Take, find_kernel, find_scenario
+
+Report = Callable[[str], None]
+
+_TRUTH_DISK = 256 << 20
+_SECOND_TRUTH = 128 << 20
+_BOOT_TIMEOUT = 600
+_DUMP_TIMEOUT = 1200
+_KERNEL_MAP = 0xFFFFFFFF80000000
+_HOST_DUMPS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
+    ("zlib-d31", "kdump", 31, ("-c",)),
+    ("lzo-d31", "kdump", 31, ("-l",)),
+    ("snappy-flag-d31", "kdump", 31, ("-p",)),
+    ("zstd-flag-d31", "kdump", 31, ("-z",)),
+    ("raw-d31", "kdump", 31, ()),
+    ("zlib-d0", "kdump", 0, ("-c",)),
+    ("lzo-d0", "kdump", 0, ("-l",)),
+    ("raw-d0", "kdump", 0, ()),
+    ("elf-d31", "elf", 31, ("-E",)),
+)
+"""Kind, form, dump level and options of makedumpfile on the host.
+
+Debian builds makedumpfile without snappy and zstd: asked for them it leaves all pages uncompressed and still says so in
+the header.  Such files are kept, under names that do not promise compression.
+"""
+_SPLIT = ("--split", "--splitblock-size", "16384")
+"""Blocks of 16 MiB: with the usual 1 GiB the first part would hold everything."""
+_GUEST_DUMPS: dict[str, tuple[str, int | None, str]] = {
+    "vmcore": ("elf", None, ""),
+    "zlib-d31": ("kdump", 31, ""),
+    "lzo-d31": ("kdump", 31, ""),
+    "lzo-d0": ("kdump", 0, ""),
+    "raw-d31": ("kdump", 31, ""),
+    "elf-d31": ("elf", 31, ""),
+    "split-lzo-d1": ("kdump", 1, ""),
+    "flattened-zlib-d31": ("flattened-kdump", 31, ""),
+    "incomplete-lzo-d31": ("kdump", 31, "the disk was full"),
+}
+"""Form, dump level and damage of what guest/crash.sh writes."""
+
+
+def _say_nothing(_text: str) -> None:
+    """Report to nobody."""
+
+
+@functools.cache
+def _code_key() -> str:
+    """Return a digest of what makes and fills the guests, as it was when first asked."""
+    here = Path(__file__).parent
+    code = cache.digest_source(*(here / name for name in ("build.py", "cpio.py", "guest.py", "qemu.py")))
+    return cache.digest(code, *sorted(SOURCES.iterdir()))
+
+
+def _key(scenario: Scenario) -> str:
+    return cache.digest(scenario, kernel_key(find_kernel(scenario.kernel)), _code_key())
+
+
+def find(name: str) -> Dump | None:
+    """Return the scenario's dump if the cache has it, made from the present inputs."""
+    root = cache.find_root()
+    path = root / "dumps" / f"{name}-{_key(find_scenario(name))}"
+    if not path.is_dir():
+        return None
+    dump = Dump(path)
+    return dump if dump.vmlinux.is_file() else None
+
+
+def build(name: str, report: Report = _say_nothing) -> Dump:
+    """Return the scenario's dump, making it (and fetching its kernel) if the cache has none.
+
+    Raises LabError with what failed; nothing half-made is left behind.
+    """
+    scenario = find_scenario(name)
+    root = cache.find_root().absolute()
+
+    def make(work: Path) -> None:
+        start = time.monotonic()
+        check_tools()
+        report(f"{name}: kernel {scenario.kernel}")
+        kernel = obtain_kernel(root, find_kernel(scenario.kernel))
+        Builder(scenario, kernel, root, work, report).run()
+        report(f"{name}: done in {time.monotonic() - start:.0f} s")
+
+    key = _key(scenario)
+    orphan = root / "dumps" / f"{name}-{key}"
+    if orphan.is_dir() and find(name) is None:  # somebody has removed its kernel
+        shutil.rmtree(orphan)
+    return Dump(cache.obtain(root, "dumps", name, key, make))
+
+
+class Builder:
+    """The making of one dump in the directory `work`."""
+
+    def __init__(self, scenario: Scenario, kernel: KernelFiles, root: Path, work: Path, report: Report) -> None:
+        """Prepare; nothing happens before run()."""
+        self._scenario, self._kernel, self._root, self._work, self._report = scenario, kernel, root, work, report
+        self._scratch = work / "scratch"
+        self._files: list[dict[str, object]] = []
+        self._refused: dict[str, str] = {}
+        self._said: list[str] = []
+
+    def run(self) -> None:
+        """Make everything."""
+        self._scratch.mkdir()
+        initramfs = self._scratch / "initrd"
+        crash: tuple[Path, Path] | None = None
+        if self._scenario.take is Take.KDUMP:
+            crash = self._kernel.vmlinuz, self._scratch / "crash-initrd"
+            write_crash_initramfs(crash[1], self._scratch, self._kernel.modules)
+        write_initramfs(initramfs, self._scratch, self._kernel.modules, MODULES, crash)
+        disks = [self._make_disk("truth.img", _TRUTH_DISK)]
+        if crash:
+            disks.append(self._make_disk("out.img", self._scenario.memory * 4 << 20))
+            options = ["-q", "-t", "ext4", "-O", "^has_journal", "-E", "root_owner=0:0"]
+            _run([str(find_program("mke2fs")), *options, str(disks[1])])
+        with Machine(self._scenario, self._kernel.vmlinuz, initramfs, self._words(), disks, self._scratch) as machine:
+            machine.wait_for("READY", _BOOT_TIMEOUT)
+            self._report(f"{self._scenario.name}: guest ready")
+            self._take(machine)
+            self._said = machine.said
+        shutil.copy(machine.console, self._work / "console.log")
+        self._keep_truth(disks[0])
+        if crash:
+            self._collect(disks[1])
+        if self._scenario.derived:
+            self._derive()
+        self._write_manifest()
+        shutil.rmtree(self._scratch)
+
+    def _make_disk(self, name: str, size: int) -> Path:
+        disk = self._scratch / name
+        with disk.open("wb") as file:
+            file.truncate(size)
+        return disk
+
+    def _words(self) -> list[str]:
+        scenario = self._scenario
+        words = ["console=ttyS0", "ignore_loglevel", "printk.devkmsg=on"]
+        if not scenario.kaslr:
+            words.append("nokaslr")
+        if scenario.noise:
+            words.append(f"lab_noise={scenario.noise}")
+        if scenario.take is Take.KDUMP:
+            words += ["crashkernel=256M", "lab_kexec=1"]
+        return [*words, *scenario.words]
+
+    # ---- taking ----
+
+    def _take(self, machine: Machine) -> None:
+        if self._scenario.take is Take.PAUSED:
+            machine.execute("stop")
+            self._dump_from_outside(machine)
+            machine.execute("cont")
+            machine.send("again")
+            machine.wait_for("READY", _BOOT_TIMEOUT)
+        elif self._scenario.take is Take.PANIC:
+            machine.send("panic")
+            machine.wait_for_console(b"end Kernel panic", _BOOT_TIMEOUT)
+            machine.execute("stop")
+            self._dump_from_outside(machine)
+        else:
+            machine.send("panic")
+            answer = machine.wait_for("DUMPED", _DUMP_TIMEOUT)
+            if answer != "DUMPED 0":
+                console = machine.console.read_text(errors="replace")[-1500:]
+                raise LabError(f"{self._scenario.name}: crash.sh failed with {answer}: {console}")
+
+    def _dump_from_outside(self, machine: Machine) -> None:
+        formats = machine.find_formats()
+        machine.dump(self._work / "elf")
+        self._add("elf", "elf")
+        for form in ("kdump-zlib", "kdump-lzo", "kdump-snappy"):
+            if form in formats:
+                machine.dump(self._work / f"qemu-{form}", form)
+                self._add(f"qemu-{form}", "flattened-kdump")
+        if self._scenario.take is Take.PANIC:
+            return  # the other formats are the same whatever the kernel does
+        machine.dump(self._work / "elf-paging", paging=True)
+        self._add("elf-paging", "elf")
+        low, high = split_memory(machine.memory)
+        machine.save_memory(self._work / "raw", 0, low)
+        self._add("raw", "raw")
+        if high:
+            self._add_memory_above(machine, low, high)
+
+    def _add_memory_above(self, machine: Machine, low: int, high: int) -> None:
+        """Make two raw files: RAM at its physical addresses, and RAM end to end as a memory-backend-file has it."""
+        above = self._scratch / "above"
+        machine.save_memory(above, FOUR_GIB, high)
+        joined = self._work / "raw-joined"
+        shutil.copy(self._work / "raw", joined)
+        for path, offset in ((self._work / "raw", FOUR_GIB), (joined, low)):
+            with above.open("rb") as source, path.open("r+b") as out:
+                out.seek(offset)
+                while block := source.read(1 << 16):
+                    if block.count(0) == len(block):
+                        out.seek(len(block), 1)
+                    else:
+                        out.write(block)
+                out.truncate(offset + high)
+            dig_holes(path)
+        self._add("raw-joined", "raw")
+
+    # ---- keeping ----
+
+    def _add(self, kind: str, form: str, level: int | None = None, damage: str = "", names: Sequence[str] = ()) -> None:
+        entry: dict[str, object] = {
+            "kind": kind,
+            "names": names or [kind],
+            "form": form,
+            "level": level,
+            "damage": damage,
+        }
+        self._files.append(entry)
+
+    def _keep_truth(self, disk: Path) -> None:
+        extract_tar(disk, 0, self._work / "truth.tar")
+        if self._scenario.take is Take.PAUSED:
+            extract_tar(disk, _SECOND_TRUTH, self._work / "truth-after.tar")
+
+    def _collect(self, disk: Path) -> None:
+        """Take what the crash kernel wrote off its disk."""
+        out = self._scratch / "out"
+        out.mkdir()
+        _run([str(find_program("debugfs")), "-R", f"rdump / {out}", str(disk)])
+        for name in ("steps", "dmesg"):
+            if (out / name).exists():
+                shutil.copy(out / name, self._work / ("makedumpfile-dmesg" if name == "dmesg" else name))
+        for line in (out / "steps").read_text().splitlines():
+            kind, status = line.split()[:2]
+            log = out / f"{kind}.log"
+            if kind in _GUEST_DUMPS and (status == "0" or _GUEST_DUMPS[kind][2]):
+                form, level, damage = _GUEST_DUMPS[kind]
+                pattern = re.compile(re.escape(kind) + r"(\.\d)?")
+                names = sorted(path.name for path in out.iterdir() if pattern.fullmatch(path.name))
+                for name in names:
+                    with (out / name).open("rb") as source, (self._work / name).open("wb") as target:
+                        copy_sparse(source, target)
+                self._add(kind, form, level, damage, names)
+            elif status != "0":
+                self._refuse(kind, log.read_text(errors="replace") if log.exists() else f"status {status}")
+
+    def _derive(self) -> None:
+        """Let makedumpfile on the host make its formats from QEMU's ELF file, and cut some."""
+        source = self._scratch / "plain-elf"
+        shutil.copy(self._work / "elf", source)
+        move_program_headers(source)
+        for kind, form, level, options in _HOST_DUMPS:
+            if self._makedumpfile([*options, "-d", str(level), str(source), str(self._work / kind)], kind):
+                self._add(kind, form, level)
+        parts = [f"split-zlib-d1.{number}" for number in (1, 2, 3)]
+        targets = [str(self._work / part) for part in parts]
+        if self._makedumpfile(["-c", "-d", "1", *_SPLIT, str(source), *targets], "split-zlib-d1"):
+            self._add("split-zlib-d1", "kdump", 1, names=parts)
+        for kind, form, option in (
+            ("flattened-lzo-d31", "flattened-kdump", "-l"),
+            ("flattened-elf-d31", "flattened-elf", "-E"),
+        ):
+            with (self._work / kind).open("wb") as out:
+                if self._makedumpfile([option, "-F", "-d", "31", str(source)], kind, out.fileno()):
+                    self._add(kind, form, 31)
+        for entry in list(self._files):
+            if entry["kind"] in ("elf", "lzo-d31", "zlib-d0", "flattened-lzo-d31", "qemu-kdump-zlib"):
+                self._cut(entry, 60)
+
+    def _makedumpfile(self, arguments: list[str], kind: str, out: int | None = None) -> bool:
+        command = [str(find_program("makedumpfile")), "--message-level", "4", *arguments]
+        result = subprocess.run(command, stdout=out if out is not None else subprocess.PIPE, stderr=subprocess.PIPE)
+        if result.returncode == 0:
+            for path in self._work.glob(f"{kind}*"):
+                path.chmod(0o644)
+                dig_holes(path)
+            return True
+        self._refuse(kind, ((result.stdout or b"") + result.stderr).decode(errors="replace"))
+        for name in self._work.glob(f"{kind}*"):
+            name.unlink()
+        return False
+
+    def _refuse(self, kind: str, why: str) -> None:
+        lines = why.strip().splitlines() or ["no reason given"]
+        self._refused[kind] = "\n".join(lines[-4:])
+        self._report(f"{self._scenario.name}: no {kind}: {lines[-1]}")
+
+    def _cut(self, entry: dict[str, object], percent: int) -> None:
+        kind = str(entry["kind"])
+        cut = self._work / f"cut-{kind}"
+        shutil.copy(self._work / kind, cut)
+        size = cut.stat().st_size * percent // 100
+        with cut.open("r+b") as file:
+            file.truncate(size)
+        dig_holes(cut)
+        self._files.append({**entry, "kind": cut.name, "names": [cut.name], "damage": f"cut at {percent} percent"})
+
+    def _find_panic(self) -> dict[str, object] | None:
+        """Return what the console says about the panic; None without one."""
+        text = (self._work / "console.log").read_text(errors="replace")
+        message = re.search(r"Kernel panic - not syncing: (.*)", text)
+        place = re.search(r"CPU: (\d+) (?:UID: \d+ )?PID: (\d+) Comm: (\S+)", text)
+        if self._scenario.take is Take.PAUSED or not message or not place:
+            return None
+        words = message[1].strip()
+        return {"message": words, "cpu": int(place[1]), "pid": int(place[2]), "comm": place[3]}
+
+    def _write_manifest(self) -> None:
+        scenario, kernel = self._scenario, self._kernel
+        truth = Truth(self._work / "truth.tar")
+        slide = truth.symbols["_text"] - find_symbol(kernel.vmlinux, "_text")
+        code = re.search(r"^ *([0-9a-f]+)-[0-9a-f]+ : Kernel code", truth.text("proc/iomem"), re.MULTILINE)
+        if not code:
+            raise LabError(f"{scenario.name}: /proc/iomem names no kernel code")
+        kernel_root = self._root / "kernels"
+        warnings = [line for line in self._said if line.startswith("WARN")]
+        for line in warnings:
+            self._report(f"{scenario.name}: {line}")
+        manifest = {
+            "name": scenario.name,
+            "release": kernel.release,
+            "version": kernel.version,
+            "scenario": {**asdict(scenario), "take": scenario.take.value},
+            "levels": scenario.levels,
+            "memory": scenario.memory << 20,
+            "slide": slide,
+            "phys_base": int(code[1], 16) - (truth.symbols["_text"] - _KERNEL_MAP),
+            "command_line": truth.text("proc/cmdline").strip(),
+            "panic": self._find_panic(),
+            "files": self._files,
+            "refused": self._refused,
+            "warnings": warnings,
+            "tools": find_versions(),
+            "kernel_root": "../../kernels",
+            "vmlinux": str(kernel.vmlinux.relative_to(kernel_root)),
+            "modules": str(kernel.modules.relative_to(kernel_root)),
+            "debug": str(kernel.debug.relative_to(kernel_root)),
+        }
+        (self._work / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def extract_tar(image: Path, offset: int, out: Path) -> None:
+    """Copy the tar archive that starts at byte `offset` of a disk image to `out`.
+
+    Raises LabError if there is no archive, or no end of it.
+    """
+    with image.open("rb") as file:
+        file.seek(offset)
+        size = 0
+        while header := file.read(512):
+            if header == bytes(512):
+                break
+            if header[257:262] != b"ustar":
+                raise LabError(f"{image.name}: no tar header at offset {offset + size:#x}")
+            size += 512 + (int(header[124:135], 8) + 511) // 512 * 512
+            file.seek(offset + size)
+        if not header or not size:
+            raise LabError(f"{image.name}: the archive at offset {offset:#x} is empty or has no end")
+        file.seek(offset)
+        with out.open("wb") as target:
+            target.write(file.read(size) + bytes(1024))
+
+
+def move_program_headers(path: Path) -> None:
+    """Rewrite the head of one of QEMU's ELF files in place so that makedumpfile accepts it.
+
+    QEMU puts the section headers between the ELF header and the program headers and gives the ELF header 8 bytes;
+    makedumpfile looks for the program headers right after the ELF header.  Everything else stays at its offset.
+    """
+    with path.open("r+b") as file:
+        head = bytearray(file.read(64))
+        (start,) = struct.unpack_from("<Q", head, 32)
+        entry_size, count = struct.unpack_from("<HH", head, 54)
+        file.seek(start)
+        headers = file.read(entry_size * count)
+        struct.pack_into("<QQ", head, 32, 64, 0)
+        struct.pack_into("<HHHHHH", head, 52, 64, entry_size, count, 0, 0, 0)
+        file.seek(0)
+        file.write(bytes(head) + headers)
+
+
+def find_symbol(vmlinux: Path, name: str) -> int:
+    """Return the value of a symbol as vmlinux was linked.
+
+    Raises LabError if it has none of that name.
+    """
+    for line in _run([str(find_program("nm")), str(vmlinux)]).splitlines():
+        fields = line.split()
+        if len(fields) == 3 and fields[2] == name:
+            return int(fields[0], 16)
+    raise LabError(f"{vmlinux}: no symbol {name}")
+
+
+def find_versions() -> dict[str, str]:
+    """Return the versions of the Debian packages that had a hand in the dump."""
+    packages = ("qemu-system-x86", "makedumpfile", "kexec-tools", "busybox-static", "gcc", "procps", "util-linux")
+    lines = _run(["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *packages]).splitlines()
+    return {name: version for name, _, version in (line.partition(" ") for line in lines)}
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise LabError(f"{' '.join(command)}: exit status {result.returncode}\n{result.stderr.strip()}")
+    return result.stdout
