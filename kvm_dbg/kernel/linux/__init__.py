@@ -1,1 +1,98 @@
-"""Linux, in its own words."""
+"""Linux, in its own words: `LINUX` is what the floors above see of it.
+
+Each function's module is imported when it is first used, so that a short command pays for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvm_dbg.kernel.base import (
+        AddressSpaceReader,
+        Kernel,
+        LoadAverage,
+        LogRecord,
+        Lwp,
+        Module,
+        OpenFile,
+        OperatingSystem,
+        Process,
+        SystemSummary,
+        Thread,
+    )
+
+
+class _Linux:
+    """Linux as an `OperatingSystem`."""
+
+    name = "Linux"
+
+    def for_each_process(self, kernel: Kernel) -> Iterator[Process]:
+        from kvm_dbg.kernel.linux.process import for_each_process
+
+        return for_each_process(kernel)
+
+    def for_each_lwp(self, kernel: Kernel, pid: int | None = None) -> Iterator[Lwp]:
+        from kvm_dbg.kernel.linux.process import for_each_lwp
+
+        return for_each_lwp(kernel, pid)
+
+    def read_arguments(self, kernel: Kernel, process: Process) -> list[bytes] | None:
+        from kvm_dbg.kernel.linux.argument import read_arguments
+
+        return read_arguments(kernel, process)
+
+    def read_environment(self, kernel: Kernel, process: Process) -> list[bytes] | None:
+        from kvm_dbg.kernel.linux.argument import read_environment
+
+        return read_environment(kernel, process)
+
+    def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
+        from kvm_dbg.kernel.linux.file import for_each_file
+
+        return for_each_file(kernel, pid)
+
+    def read_load_average(self, kernel: Kernel) -> LoadAverage:
+        from kvm_dbg.kernel.linux.loadavg import read_load_average
+
+        return read_load_average(kernel)
+
+    def for_each_log_record(self, kernel: Kernel) -> Iterator[LogRecord]:
+        from kvm_dbg.kernel.linux.printk import for_each_log_record
+
+        return for_each_log_record(kernel)
+
+    def for_each_module(self, kernel: Kernel) -> Iterator[Module]:
+        from kvm_dbg.kernel.linux.module import for_each_module
+
+        return for_each_module(kernel)
+
+    def read_summary(self, kernel: Kernel) -> SystemSummary:
+        from kvm_dbg.kernel.linux.summary import read_summary
+
+        return read_summary(kernel)
+
+    def for_each_thread(self, kernel: Kernel) -> Iterator[Thread]:
+        from kvm_dbg.kernel.linux.thread import for_each_thread
+
+        return for_each_thread(kernel)
+
+    def address_space(self, kernel: Kernel, address: int) -> AddressSpaceReader:
+        from kvm_dbg.kernel.linux.mm import address_space
+
+        return address_space(kernel, address)
+
+    def kernel_space(self, kernel: Kernel) -> AddressSpaceReader:
+        from kvm_dbg.kernel.linux.mm import kernel_space
+
+        return kernel_space(kernel)
+
+    def symbolize(self, kernel: Kernel, address: int) -> str | None:
+        from kvm_dbg.kernel.linux.symbolize import symbolize
+
+        return symbolize(kernel, address)
+
+
+LINUX: OperatingSystem = _Linux()

@@ -1,8 +1,8 @@
 """Names for addresses, and the symbols that modules carry in memory.
 
 Sources: include/linux/module.h (struct mod_kallsyms: the table that stays after a module's start; `typetab` since
-v5.2), kernel/kallsyms.c (mapping symbols "$d", "$x" of the ARM and RISC-V ABIs name no code), and arch/arm64/kvm: copies
-of the hypervisor's symbols are called "__kvm_nvhe_...".
+v5.2), kernel/kallsyms.c (mapping symbols "$d", "$x" of the ARM and RISC-V ABIs name no code), and arch/arm64/kvm: the
+hypervisor's copies of symbols are called "__kvm_nvhe_...".
 """
 
 from __future__ import annotations
