@@ -105,7 +105,7 @@ class _Linux:
 
         return open_linux(
             image,
-            find_boots(image, progress),
+            find_boots(image, progress, all_of_memory=candidate is not None),
             path,
             candidate=candidate,
             index_directory=index_directory,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvm_dbg.arch.base import Paging
-from kvm_dbg.errors import ReadError
+from kvm_dbg.errors import FormatError, ReadError
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 
@@ -96,7 +96,7 @@ def verify(space: ImageSpace, info: VmcoreInfo) -> tuple[Utsname | None, str]:
         return None, "VMCOREINFO does not say where init_uts_ns is"
     try:
         names = read_utsname(space, address, info.offset("uts_namespace.name"))
-    except ReadError as error:
+    except (ReadError, FormatError) as error:  # FormatError: the file is damaged just there
         return None, f"init_uts_ns cannot be read: {error}"
     if names is None:
         return None, f"there is no utsname at init_uts_ns ({address:#x})"

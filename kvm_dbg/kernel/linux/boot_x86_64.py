@@ -10,12 +10,14 @@ cache bits, and with page-table isolation bit 12 selects the user's half of a pa
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Iterator
 
 from kvm_dbg.arch.base import Paging
 from kvm_dbg.arch.x86_64 import ADDRESS_MASK, X86_64
 from kvm_dbg.arch.x86_64_register import parse_qemu_cpu_state
-from kvm_dbg.errors import CorruptError, ReadError
+from kvm_dbg.errors import CorruptError, NotMappedError, ReadError
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.kernel.linux.boot import Boot
 from kvm_dbg.kernel.space import ImageSpace
@@ -23,6 +25,7 @@ from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 
 ARCH = X86_64
 START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
+KERNEL_HALF = 0xFF00_0000_0000_0000  # first kernel address, with 5 levels
 KERNEL_IMAGE_SIZE = 1 << 30  # bytes: the kernel's image lies in this much from START_KERNEL_MAP, wherever KASLR puts it
 SLIDE_STEP = 1 << 21  # CONFIG_PHYSICAL_ALIGN is a multiple of 2 MiB
 CR4_LA57 = 1 << 12
@@ -76,6 +79,30 @@ def find_phys_base(space: ImageSpace, address: int) -> int | None:
         return space.translate(address) - (address - START_KERNEL_MAP)
     except ReadError:
         return None
+
+
+def for_each_kernel_block(space: ImageSpace, size: int, overlap: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (vaddr, bytes) of the mapped parts of the kernel's image, in blocks of `size` (2 MiB) plus `overlap` bytes.
+
+    Zeros stand for what is missing in a block.
+    """
+    for vaddr in range(START_KERNEL_MAP, START_KERNEL_MAP + KERNEL_IMAGE_SIZE, size):
+        try:
+            space.translate(vaddr)
+        except NotMappedError as error:
+            if error.level != "PTE":
+                continue  # nothing of the block is mapped
+        except ReadError:
+            pass  # a page table is missing: perhaps only one
+        yield vaddr, space.read_partial(vaddr, size + overlap).data
+
+
+def find_page_pointers(data: bytes) -> set[int]:
+    """Return the words in a kernel's memory that could be kernel addresses of pages outside its image."""
+    words = array("Q", data[: len(data) & ~7])
+    if sys.byteorder == "big":
+        words.byteswap()
+    return {word for word in words if word >= KERNEL_HALF and not word & 0xFFF and word < START_KERNEL_MAP}
 
 
 def locate(image: MemoryImage, boot: Boot, banner: int, top: int) -> Boot | None:

@@ -1,7 +1,7 @@
 """Find Linux kernels in an image.
 
-In this order: the VMCOREINFO note; the VMCOREINFO text in memory (a page that begins with "OSRELEASE=": every running
-kernel keeps one); the page tables that a hypervisor's notes say the CPUs used; the text of `linux_banner`. What is
+In this order: the VMCOREINFO note; the page tables that a hypervisor's notes say the CPUs used; the VMCOREINFO text in
+memory (a page that begins with "OSRELEASE=": every running kernel keeps one); the text of `linux_banner`. What is
 found in memory may be stale (an earlier boot, a kernel that was replaced by kexec), so each must prove itself, and
 those that do come first.
 """
@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Iterator
 
 from kvm_dbg.arch.base import Paging
-from kvm_dbg.errors import KernelNotFoundError, NotMappedError, ReadError, UnsupportedError
+from kvm_dbg.errors import KernelNotFoundError, ReadError, UnsupportedError
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.kernel.linux import boot_x86_64
 from kvm_dbg.kernel.linux.boot import Boot, verify
+from kvm_dbg.kernel.linux.hole import for_each_hole, raw_image_of
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.vmcoreinfo import MAX_SIZE, START, VmcoreInfo
 
@@ -31,8 +32,10 @@ BANNER_PATTERN = re.compile(rb"Linux version (\S{1,64}) \([^\0\n]{1,300}\) (#[^ 
 BLOCK = 1 << 21  # bytes of the kernel's map that are looked at together
 
 
-def find_boots(image: MemoryImage, progress: Progress | None = None) -> list[Boot]:
+def find_boots(image: MemoryImage, progress: Progress | None = None, *, all_of_memory: bool = True) -> list[Boot]:
     """Return the Linux kernels in the image, those that proved themselves first.
+
+    all_of_memory: False to be content with the kernel that the CPUs ran, where the image's notes lead to it.
 
     Raises:
         KernelNotFoundError: there is none.
@@ -44,20 +47,20 @@ def find_boots(image: MemoryImage, progress: Progress | None = None) -> list[Boo
         info = VmcoreInfo(note.desc)
         if info.release is not None:
             return [boot_of(image, info, "VMCOREINFO note")]
-    boots: dict[tuple[object, ...], Boot] = {}
+    running = boots_of_cpus(image)
+    if running and not all_of_memory:
+        return running
+    boots = {_identity(boot.vmcoreinfo): boot for boot in running}
     unsupported: UnsupportedError | None = None
-    for paddr, info in for_each_vmcoreinfo(image, progress):
-        identity = (info.release, info.symbol("init_uts_ns"), info.symbol("swapper_pg_dir"), info.number("phys_base"))
-        if identity not in boots:
+    for paddr, info in list(for_each_vmcoreinfo(image, progress)):
+        if _identity(info) not in boots:
             try:
-                boots[identity] = boot_of(image, info, f"VMCOREINFO found at physical {paddr:#x}")
+                boots[_identity(info)] = boot_of(image, info, f"VMCOREINFO found at physical {paddr:#x}")
             except UnsupportedError as error:
                 unsupported = error
     found = list(boots.values())
-    if not any(boot.verified for boot in found):
-        found += boots_of_cpus(image)
-    if not found:
-        found += boots_of_banners(image, progress)
+    if not found and unsupported is None:
+        found = boots_of_banners(image, progress)
     if not found:
         if unsupported is not None:
             raise unsupported
@@ -67,6 +70,13 @@ def find_boots(image: MemoryImage, progress: Progress | None = None) -> list[Boo
             " the notes and no text of linux_banner in memory. If this is raw RAM, check --base and --hole"
         )
     return sorted(found, key=lambda boot: not boot.verified)
+
+
+def _identity(info: VmcoreInfo | None) -> tuple[object, ...]:
+    """Return what tells kernels apart: copies of one block are one kernel."""
+    if info is None:
+        return ()
+    return (info.release, info.symbol("init_uts_ns"), info.symbol("swapper_pg_dir"), info.number("phys_base"))
 
 
 def boot_of(image: MemoryImage, info: VmcoreInfo, source: str) -> Boot:
@@ -88,8 +98,27 @@ def boot_of(image: MemoryImage, info: VmcoreInfo, source: str) -> Boot:
             quirk = "the page tables are not where VMCOREINFO says: a CPU's were used"
             return _boot(info, paging, names.version, source, True, () if paging == described else (quirk,))
         first_problem = first_problem or problem
+    if described is not None:
+        found = _try_holes(image, info, described, source)
+        if found is not None:
+            return found
     quirk = f"the kernel could not be verified: {first_problem or 'VMCOREINFO does not say where the page tables are'}"
     return _boot(info, described, None, source, False, (quirk,))
+
+
+def _try_holes(image: MemoryImage, info: VmcoreInfo, paging: Paging, source: str) -> Boot | None:
+    """Return the kernel if a hole in raw RAM makes its page tables right; the hole then stays set."""
+    raw = raw_image_of(image)
+    if raw is None:
+        return None
+    for start, end in list(for_each_hole(raw)):
+        raw.set_hole((start, end))
+        names, problem = verify(ImageSpace(boot_x86_64.ARCH, image, paging), info)
+        if not problem and names is not None:
+            quirk = f"raw RAM with a hole from {start:#x} to {end:#x}, found by following the kernel's page tables"
+            return _boot(info, paging, names.version, source, True, (quirk,))
+    raw.set_hole(None)
+    return None
 
 
 def _boot(
@@ -128,40 +157,50 @@ def for_each_vmcoreinfo(image: MemoryImage, progress: Progress | None = None) ->
 
 
 def boots_of_cpus(image: MemoryImage) -> list[Boot]:
-    """Return the kernels that the page tables in QEMU's notes lead to; they are verified by that."""
+    """Return the kernel that the page tables in QEMU's notes lead to; it is verified by that.
+
+    Its data holds a pointer to its VMCOREINFO text (`vmcoreinfo_data`): every pointer to the start of a page is tried.
+    """
     for paging in boot_x86_64.pagings_of_cpus(image):
         space = ImageSpace(boot_x86_64.ARCH, image, paging)
-        for vaddr in range(
-            boot_x86_64.START_KERNEL_MAP, boot_x86_64.START_KERNEL_MAP + boot_x86_64.KERNEL_IMAGE_SIZE, BLOCK
-        ):
-            try:
-                space.translate(vaddr)
-            except NotMappedError as error:
-                if error.level != "PTE":
-                    continue
-            except ReadError:
-                pass
-            data = space.read_partial(vaddr, BLOCK + BANNER_SIZE).data
-            match = BANNER_PATTERN.search(data)
-            if match is None:
-                continue
-            banner = vaddr + match.start()
-            return [
-                Boot(
+        banner: Boot | None = None
+        tried: set[int] = set()
+        for vaddr, data in boot_x86_64.for_each_kernel_block(space, BLOCK, BANNER_SIZE):
+            match = BANNER_PATTERN.search(data) if banner is None else None
+            if match is not None:
+                banner = Boot(
                     arch=boot_x86_64.ARCH.name,
                     release=match[1].decode("ascii", "replace"),
                     version=match[2].decode("ascii", "replace"),
                     paging=paging,
                     slide=None,
-                    phys_base=boot_x86_64.find_phys_base(space, banner),
+                    phys_base=boot_x86_64.find_phys_base(space, vaddr + match.start()),
                     build_id=None,
                     vmcoreinfo=None,
                     source="page tables of a CPU in QEMU's notes",
                     verified=True,
-                    banner_vaddr=banner,
+                    banner_vaddr=vaddr + match.start(),
                 )
-            ]
+            for pointer in boot_x86_64.find_page_pointers(data[:BLOCK]) - tried:
+                tried.add(pointer)
+                info = _read_vmcoreinfo(space, pointer)
+                if info is not None and boot_x86_64.recognise(info):
+                    boot = boot_of(image, info, "VMCOREINFO found through the page tables of a CPU in QEMU's notes")
+                    if boot.verified:
+                        return [boot]
+        if banner is not None:
+            return [banner]
     return []
+
+
+def _read_vmcoreinfo(space: ImageSpace, address: int) -> VmcoreInfo | None:
+    """Return the block at a kernel address, None if there is none."""
+    try:
+        if space.read(address, len(START)) != START:
+            return None
+        return VmcoreInfo(space.read(address, PAGE))
+    except ReadError:
+        return None
 
 
 def boots_of_banners(image: MemoryImage, progress: Progress | None = None) -> list[Boot]:

@@ -179,6 +179,7 @@ def _attach(
             linked.close()
             raise
         quirks = (f"used by force: {error.what} is {error.found} in {error.path} and {error.expected} in the image",)
+    quirks += _set_hole(image, space, symbols)
     build_id = linked.build_id
     return LinuxKernel(
         image,
@@ -210,6 +211,21 @@ def _place(image: MemoryImage, boot: Boot, linked: ElfSymbolTable) -> tuple[Boot
         place = f"none that fits any page tables ({boot.source})"
         raise KernelMismatchError(linked.path, "the place of linux_banner", place, f"{banner.address:#x}")
     return located, located.slide
+
+
+def _set_hole(image: MemoryImage, space: ImageSpace, symbols: SymbolTable) -> tuple[str, ...]:
+    """Give raw RAM the hole that the kernel's memory map tells of, and say so."""
+    if image.info.format != "raw":
+        return ()
+    from kvm_dbg.kernel.linux.hole import raw_image_of, read_hole
+
+    raw = raw_image_of(image)
+    found = read_hole(raw, space, symbols) if raw is not None else None
+    if raw is None or found is None:
+        return ()
+    raw.set_hole(found)
+    space.invalidate()
+    return (f"raw RAM with a hole from {found[0]:#x} to {found[1]:#x}, as the kernel's memory map has it",)
 
 
 def _types_of(kernel: LinuxKernel, symbols: ElfSymbolTable) -> TypeTable:

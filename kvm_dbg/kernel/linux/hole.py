@@ -1,0 +1,75 @@
+"""The hole below 4 GiB in raw RAM of an x86 machine, where the user did not name it.
+
+A machine with more than about 3 GiB has the rest of its RAM at 4 GiB and up, below that is room for devices; a file
+of raw RAM may simply join the two. Where the kernel itself lies above the hole its page tables are only found with
+the right one, so that trying is proving. Where it lies below, its memory map tells: `e820_table` points to a
+`struct e820_table` (arch/x86/include/asm/e820/types.h since 4.12: u32 nr_entries, then packed entries of u64 addr,
+u64 size, u32 type; type 1 is RAM).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from kvm_dbg.errors import ReadError
+from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.image.overlay import OverlayImage
+from kvm_dbg.image.raw import RawImage
+from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.symbols.base import SymbolTable
+
+TOP = 1 << 32  # where RAM goes on
+# QEMU's machines (hw/i386/pc_piix.c, pc_q35.c: max_ram_below_4g), then whatever else firmware may choose
+USUAL_STARTS = (0xC000_0000, 0x8000_0000, 0xE000_0000, 0xB000_0000)
+STEP = 64 << 20
+LOWEST_START = 1 << 30
+
+E820_RAM = 1
+MAX_E820_ENTRIES = 4096  # E820_MAX_ENTRIES is 128 + 3 * MAX_NUMNODES, at most 3200
+E820_ENTRY = struct.Struct("<QQI")
+
+
+def raw_image_of(image: MemoryImage) -> RawImage | None:
+    """Return the raw image that `image` is or covers, if nobody gave it a hole or a base."""
+    while isinstance(image, OverlayImage):
+        image = image.image
+    if not isinstance(image, RawImage) or image.hole is not None:
+        return None
+    first = next(image.coverage(), None)
+    return image if first is not None and first.start == 0 and first.size > LOWEST_START else None
+
+
+def for_each_hole(raw: RawImage) -> Iterator[tuple[int, int]]:
+    """Yield the holes that `raw` may have, likely ones first."""
+    size = sum(run.size for run in raw.coverage())
+    others = (start for start in range(LOWEST_START, TOP, STEP) if start not in USUAL_STARTS)
+    for start in (*USUAL_STARTS, *others):
+        if start < size:
+            yield start, TOP
+
+
+def read_hole(raw: RawImage, space: ImageSpace, symbols: SymbolTable) -> tuple[int, int] | None:
+    """Return the hole that the kernel's memory map tells of, None if there is none or it cannot be read.
+
+    The file's size less the RAM at 4 GiB and up is what lies below.
+    """
+    symbol = symbols.find("e820_table")
+    if symbol is None:
+        return None
+    try:
+        table = int.from_bytes(space.read(symbol.address, 8), "little")
+        count = int.from_bytes(space.read(table, 4), "little")
+        if not 0 < count <= MAX_E820_ENTRIES:
+            return None
+        entries = list(E820_ENTRY.iter_unpack(space.read(table + 4, count * E820_ENTRY.size)))
+    except ReadError:
+        return None
+    ram = [(start, start + size) for start, size, kind in entries if kind == E820_RAM]
+    top = max((end for _, end in ram), default=0)
+    size = sum(run.size for run in raw.coverage())
+    if top <= TOP or size >= top:
+        return None  # all below, or the file has the hole inside
+    start = size - (top - TOP)
+    lowest = max((end for _, end in ram if end <= TOP), default=0)
+    return (start, TOP) if lowest <= start < TOP else None
