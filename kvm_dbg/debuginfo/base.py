@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 from kvm_dbg.errors import MemberNotFound, TypeNotFound
 
+MAX_CHAIN = 64  # typedefs of typedefs, arrays of arrays
+MAX_ANONYMOUS = 4096  # anonymous structs and unions inside one struct
+
 
 class Type:
     """A type; `name` as C spells it, without a tag for anonymous ones; `size` in bytes (0: incomplete or void)."""
@@ -81,8 +84,18 @@ class ArrayType(Type):
 
     @property
     def byte_size(self) -> int:
-        """Return the size of the whole array in bytes."""
-        return self.count * size_of(self.element)
+        """Return the size of the whole array in bytes.
+
+        Raises:
+            TypeNotFound: it is an array of itself.
+        """
+        count, inner = self.count, self.element.stripped()
+        for _ in range(MAX_CHAIN):
+            if not isinstance(inner, ArrayType):
+                return count * inner.size
+            count *= inner.count
+            inner = inner.element.stripped()
+        raise TypeNotFound(self.name, "an array is an array of itself")
 
 
 class TypedefType(Type):
@@ -99,7 +112,7 @@ class TypedefType(Type):
 
     def stripped(self) -> Type:
         found: Type = self
-        for _ in range(64):
+        for _ in range(MAX_CHAIN):
             if not isinstance(found, TypedefType):
                 return found
             found = found.target
@@ -154,21 +167,19 @@ class StructType(Type):
     @cached_property
     def _by_name(self) -> dict[str, Member]:
         found: dict[str, Member] = {}
-        stack: list[tuple[StructType, int, int]] = [(self, 0, 0)]
-        while stack:
-            struct, base, depth = stack.pop()
+        inside: list[tuple[StructType, int]] = [(self, 0)]
+        for struct, base in inside:  # grows while it is walked
             for member in struct.members:
                 if member.name:
+                    start = base + member.bit_offset
                     found.setdefault(
                         member.name,
-                        member
-                        if not base
-                        else Member(member.name, base + member.bit_offset, member.bit_size, member._resolve),
+                        Member(member.name, start, member.bit_size, member._resolve) if base else member,
                     )
                     continue
                 inner = member.type.stripped()
-                if isinstance(inner, StructType) and depth < 16:
-                    stack.append((inner, base + member.bit_offset, depth + 1))
+                if isinstance(inner, StructType) and len(inside) < MAX_ANONYMOUS:
+                    inside.append((inner, base + member.bit_offset))
         return found
 
     def find_member(self, path: str) -> Member | None:
@@ -176,6 +187,9 @@ class StructType(Type):
 
         The offset is from the start of this struct.
         """
+        known = self._by_name.get(path)
+        if known is not None:
+            return known
         struct: Type = self
         bit_offset = 0
         member: Member | None = None
@@ -187,9 +201,11 @@ class StructType(Type):
                 return None
             bit_offset += member.bit_offset
             struct = member.type.stripped()
-        if member is None or member.bit_offset == bit_offset:
-            return member
-        return Member(path, bit_offset, member.bit_size, member._resolve)
+        if member is None:
+            return None
+        found = Member(path, bit_offset, member.bit_size, member._resolve)
+        self._by_name[path] = found  # no member's own name has a dot
+        return found
 
     def member(self, path: str) -> Member:
         """Return the member `path` as `find_member` does.

@@ -72,7 +72,7 @@ class Value:
 
     def _at(self, offset: int, type_: Type, member: Member | None = None) -> Value:
         data = None
-        if self._data is not None:
+        if self._data is not None and offset >= 0:
             size = size_of(type_)
             data = self._data[offset : offset + size]
             if len(data) < size:
