@@ -459,6 +459,13 @@ class Kvm:
             self.symbols.load_kernel(server.ready)
         except gdb.error as error:
             warn(f"{path}: gdb could not load its symbols: {error}")
+            return
+        try:
+            rules = server.ask({"unwind": True})["file"]
+            if rules is not None:
+                self.symbols.add(rules, "", {})
+        except gdb.error as error:
+            warn(f"backtraces may end in frames that never were: {error}")
 
     def close(self) -> None:
         """Undo everything that `open` did; harmless if nothing is open."""

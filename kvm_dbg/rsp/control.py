@@ -9,6 +9,7 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
     {"symbol": NAME}            {"address": "0x..."} or {"error": TEXT}
     {"process": PID}            {"address": "0x..."} or {"error": TEXT}
     {"modules": DIRECTORY}      {"modules": [{"name", "file", "sections": {NAME: "0x..."}, "problem"}, ...]}
+    {"unwind": true}            {"file": PATH or null}: unwind rules to load without an offset, for entry code
     {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
 
 Every request but the interrupt has an answer, in order. When standard input ends, so does the server.
@@ -28,6 +29,7 @@ from kvm_dbg.rsp.stop import ClientGone, Interruptible
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
     from kvm_dbg.rsp.session import DebuggerSession
+    from kvm_dbg.rsp.unwind import UnwindFile
 
 RECEIVE_SIZE = 1 << 16  # bytes
 SHF_ALLOC = 2
@@ -103,7 +105,7 @@ class ControlChannel:
             raise ClientGone from error
 
 
-def facts_of(session: Session) -> dict[str, object]:
+def facts_of(session: Session, debugger: DebuggerSession) -> dict[str, object]:
     """Return what an adapter needs to know of the opened kernel."""
     from kvm_dbg.commands import COMMANDS
 
@@ -116,6 +118,8 @@ def facts_of(session: Session) -> dict[str, object]:
         "slide": hex(getattr(kernel, "slide", None) or 0),
         "vmlinux": str(vmlinux) if vmlinux is not None else None,
         "zero_based": _zero_based_sections(str(vmlinux)) if vmlinux is not None else [],
+        "threads": len(debugger.target.threads),
+        "problem": debugger.target.problem,
         "images": [os.path.abspath(path) for path in kernel.image.paths],
         "commands": [
             {
@@ -148,10 +152,11 @@ def answer(
     session: Session,
     debugger: DebuggerSession,
     interruptible: Interruptible,
+    unwind: UnwindFile,
 ) -> None:
     """Answer one request. Raises ClientGone."""
     try:
-        for message in interruptible.running(_messages(request, session, debugger)):
+        for message in interruptible.running(_messages(request, session, debugger, unwind)):
             channel.send(message)
     except KvmDbgError as error:
         channel.send({"error": str(error)})
@@ -159,7 +164,9 @@ def answer(
         channel.send({"error": "interrupted"})
 
 
-def _messages(request: dict[str, Any], session: Session, debugger: DebuggerSession) -> Iterator[dict[str, object]]:
+def _messages(
+    request: dict[str, Any], session: Session, debugger: DebuggerSession, unwind: UnwindFile
+) -> Iterator[dict[str, object]]:
     match request:
         case {"run": str(line)}:
             from kvm_dbg.commands.run import run_line
@@ -182,6 +189,8 @@ def _messages(request: dict[str, Any], session: Session, debugger: DebuggerSessi
             from kvm_dbg.rsp.module_file import plan_modules
 
             yield {"modules": plan_modules(session, directory)}
+        case {"unwind": True}:
+            yield {"file": unwind.make(session)}
         case {"offsets": False}:
             debugger.text_address = None
             yield {"done": True}

@@ -27,6 +27,7 @@ from kvm_dbg.rsp.control import ControlChannel, answer, facts_of
 from kvm_dbg.rsp.packet import Event, PacketReader, frame
 from kvm_dbg.rsp.session import DebuggerSession
 from kvm_dbg.rsp.stop import ClientGone, Interruptible
+from kvm_dbg.rsp.unwind import UnwindFile
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
@@ -186,6 +187,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
     """
     channel = ControlChannel.on_standard_streams() if options.control else None
     connection: Connection | None = None
+    unwind = UnwindFile()
 
     def poll() -> None:
         if channel is not None and channel.poll():
@@ -198,7 +200,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
         with interruptible:
             open_image()
             debugger = _debugger_session(session, interruptible)
-            ready = facts_of(session)
+            ready = facts_of(session, debugger)
         with contextlib.closing(Listener(options)) as listener:
             _announce(channel, {"ready": {"address": listener.address, **ready}})
             while True:
@@ -207,7 +209,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
                 if channel is not None and channel in readable:
                     channel.receive()
                     for request in channel.requests():
-                        answer(channel, request, session, debugger, interruptible)
+                        answer(channel, request, session, debugger, interruptible, unwind)
                 if connection is not None and connection in readable:
                     connection.receive()
                     connection.serve()
@@ -229,6 +231,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
     finally:
         if connection is not None:
             connection.socket.close()
+        unwind.close()
         session.close()
 
 

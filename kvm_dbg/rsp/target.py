@@ -21,12 +21,17 @@ MAX_SPACES = 64  # user address spaces that are kept, each with its own translat
 
 
 class Target:
-    """The debugger's view of one kernel."""
+    """The debugger's view of one kernel.
+
+    Attributes:
+        problem: why the list of threads is not complete, "" if it is.
+    """
 
     def __init__(self, kernel: Kernel, system: OperatingSystem) -> None:
         self.kernel = kernel
         self.system = system
         self.description: TargetDescription = find_description(kernel.arch)
+        self.problem = ""
         self._spaces: dict[int, AddressSpaceReader | KvmDbgError] = {}
 
     @cached_property
@@ -36,11 +41,14 @@ class Target:
         Where the image shows no task at all there is one nameless thread, for a debugger needs one to read memory.
         """
         found: dict[int, Thread] = {}
-        for thread in self.system.for_each_thread(self.kernel):
-            tid = thread.lid if thread.lid > 0 else IDLE_BASE + (thread.cpu or 0)
-            if tid in found:
-                tid = DUPLICATE_BASE + len(found)
-            found[tid] = thread
+        try:
+            for thread in self.system.for_each_thread(self.kernel):
+                tid = thread.lid if thread.lid > 0 else IDLE_BASE + (thread.cpu or 0)
+                if tid in found:
+                    tid = DUPLICATE_BASE + len(found)
+                found[tid] = thread
+        except KvmDbgError as error:
+            self.problem = f"the list of threads is not complete: {error}"
         if not found:
             found[1] = Thread(0, 0, "", 0, None, False, {}, "no task was found in the image")
         return found

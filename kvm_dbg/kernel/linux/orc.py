@@ -1,0 +1,179 @@
+"""ORC: the kernel's own unwind tables, read from its memory.
+
+Sources: Documentation/arch/x86/orc-unwinder.rst; arch/x86/include/asm/orc_types.h and arch/x86/kernel/unwind_orc.c.
+`__start_orc_unwind_ip` is an array of s32, each the distance from itself to the first address of its row, ascending
+in memory (sorted at boot, at build time since 5.6, commit 57fa18994285); `__start_orc_unwind` is the array of `struct
+orc_entry` beside it. The types of rows were 0 call, 1 regs, 2 partial regs in two bits with a separate bit `end`
+(commit d31a580266ee, 4.17) until the field grew to three bits: 0 undefined, 1 end of stack, 2 call, 3 regs, 4
+partial regs (commit fb799447ae29, 6.4). Registers: 0 undefined, 1 the previous stack pointer, 2 DX, 3 DI, 4 BP, 5 SP,
+6 R10, 7 R13, 8 and 9 the memory that BP and SP point to.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from kvm_dbg.debuginfo.base import StructType
+from kvm_dbg.errors import CorruptError
+from kvm_dbg.kernel.base import Kernel
+
+IP_SIZE = 4  # bytes of one entry of the address table
+MAX_ROWS = 1 << 24  # of a whole kernel; real ones have under a million
+MAX_RANGE_ROWS = 1 << 16  # that one range may need
+
+ENTRY_RANGES = (("__entry_text_start", "__entry_text_end"),)  # .entry.text (include/asm-generic/sections.h)
+# arch/x86/entry/entry_64.S and kernel/head_64.S: where new tasks and CPUs start. ret_from_fork became a C function
+# beside ret_from_fork_asm in 6.5 (commit 3aec4ecb3d1f); startup code was split up again and again.
+ENTRY_FUNCTIONS = (
+    "ret_from_fork_asm",
+    "ret_from_fork",
+    "secondary_startup_64",
+    "secondary_startup_64_no_verify",
+    "common_startup_64",
+    "startup_64",
+)
+ENTRY_FUNCTION_SIZE = 0x40  # bytes, where the symbol does not say
+MAX_ENTRY_TEXT = 1 << 20  # bytes
+
+REGISTERS = ("", "previous", "rdx", "rdi", "rbp", "rsp", "r10", "r13", "[rbp]", "[rsp]")
+OLD_KINDS = ("call", "regs", "partial", "undefined")
+NEW_KINDS = ("undefined", "end", "call", "regs", "partial")
+
+
+class OrcRow(NamedTuple):
+    """How to find the caller from one run of addresses.
+
+    kind: "call" (the stack pointer before the call is `base` + `offset`, the return address 8 below), "regs" (a
+    struct pt_regs lies there), "partial" (only what the processor pushed for an interrupt: rip, cs, flags, rsp, ss),
+    "end" (nobody called), "undefined". base: a register, "[register]" for the memory it points to. rbp_base,
+    rbp_offset: where the caller's rbp was saved, "" if it was not, "previous" for relative to the caller's stack
+    pointer.
+    """
+
+    start: int
+    end: int
+    kind: str
+    base: str
+    offset: int
+    rbp_base: str
+    rbp_offset: int
+
+
+def for_each_orc_row(kernel: Kernel, start: int, end: int) -> Iterator[OrcRow]:
+    """Yield the rows for [start, end), ascending, cut to that range; none if the kernel was built without ORC.
+
+    Raises:
+        TypeNotFound, MemberNotFound: the layout of struct orc_entry is not known.
+        ReadError: the tables are not in the image.
+        CorruptError: they contradict themselves.
+    """
+    symbols = kernel.symbols.find_many(
+        ("__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind")
+    )
+    if len(symbols) < 4:
+        return
+    ips = symbols["__start_orc_unwind_ip"].address
+    rows = symbols["__start_orc_unwind"].address
+    layout = kernel.types.struct("struct orc_entry")
+    count = (symbols["__stop_orc_unwind_ip"].address - ips) // IP_SIZE
+    if not 0 < count <= MAX_ROWS or count > (symbols["__stop_orc_unwind"].address - rows) // layout.size:
+        raise CorruptError(ips, f"the ORC tables cannot have {count} rows of {layout.size} bytes")
+    first = _find_row(kernel, ips, count, start)
+    last = min(_find_row(kernel, ips, count, end - 1) + 1, count)
+    if last - first > MAX_RANGE_ROWS:
+        raise CorruptError(ips, f"{last - first} ORC rows for {end - start:#x} bytes of text")
+    number = last - first
+    starts = _read_starts(kernel, ips, first, min(number + 1, count - first))
+    data = kernel.read(rows + first * layout.size, number * layout.size)
+    decoder = _Decoder(layout)
+    for index in range(number):
+        low = max(starts[index], start)
+        high = min(starts[index + 1], end) if index + 1 < len(starts) else end
+        if low < high:
+            yield decoder.row(low, high, data[index * layout.size : (index + 1) * layout.size])
+
+
+def _read_starts(kernel: Kernel, ips: int, first: int, number: int) -> list[int]:
+    """Return the first addresses of `number` rows. Raises ReadError."""
+    place = ips + first * IP_SIZE
+    distances = struct.unpack(f"<{number}i", kernel.read(place, number * IP_SIZE))
+    return [place + index * IP_SIZE + distance for index, distance in enumerate(distances)]
+
+
+def _find_row(kernel: Kernel, ips: int, count: int, address: int) -> int:
+    """Return the index of the last row that starts at or below `address` (0 if all are above). Raises ReadError."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        place = ips + middle * IP_SIZE
+        if place + int.from_bytes(kernel.read(place, IP_SIZE), "little", signed=True) <= address:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+class _Decoder:
+    """Reads `struct orc_entry` by its layout in this kernel."""
+
+    def __init__(self, layout: StructType) -> None:
+        names = ["sp_offset", "bp_offset", "sp_reg", "bp_reg", "type"]
+        if "end" in layout:
+            names.append("end")
+        members = {name: layout.member(name) for name in names}
+        self._fields = {
+            name: (member.bit_offset, member.bit_size or member.type.stripped().size * 8)
+            for name, member in members.items()
+        }
+        self._kinds = NEW_KINDS if self._fields["type"][1] > 2 else OLD_KINDS
+
+    def _field(self, number: int, name: str) -> int:
+        offset, bits = self._fields.get(name, (0, 0))
+        return number >> offset & ((1 << bits) - 1)
+
+    def _offset(self, number: int, name: str) -> int:
+        value = self._field(number, name)
+        bits = self._fields[name][1]
+        return value - (1 << bits) if value >> (bits - 1) else value
+
+    def row(self, start: int, end: int, data: bytes) -> OrcRow:
+        """Return the row that `data` holds."""
+        number = int.from_bytes(data, "little")
+        kind_number = self._field(number, "type")
+        kind = self._kinds[kind_number] if kind_number < len(self._kinds) else "undefined"
+        base = _register(self._field(number, "sp_reg"))
+        if self._field(number, "end"):
+            kind = "end"
+        elif kind not in ("end", "undefined") and not base:
+            kind = "undefined"
+        return OrcRow(
+            start,
+            end,
+            kind,
+            base,
+            self._offset(number, "sp_offset"),
+            _register(self._field(number, "bp_reg")),
+            self._offset(number, "bp_offset"),
+        )
+
+
+def _register(number: int) -> str:
+    return REGISTERS[number] if number < len(REGISTERS) else ""
+
+
+def for_each_entry_row(kernel: Kernel) -> Iterator[OrcRow]:
+    """Yield the rows of the assembly that tasks enter the kernel by and start in: code without frame information.
+
+    Raises:
+        KvmDbgError: as `for_each_orc_row`.
+    """
+    for first, last in ENTRY_RANGES:
+        start, end = kernel.symbols.find(first), kernel.symbols.find(last)
+        if start is not None and end is not None and start.address < end.address <= start.address + MAX_ENTRY_TEXT:
+            yield from for_each_orc_row(kernel, start.address, end.address)
+    for name in ENTRY_FUNCTIONS:
+        symbol = kernel.symbols.find(name)
+        if symbol is not None:
+            yield from for_each_orc_row(kernel, symbol.address, symbol.address + (symbol.size or ENTRY_FUNCTION_SIZE))

@@ -1,0 +1,51 @@
+"""The file of unwind rules for a debugger, written where it lives as long as the server."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvm_dbg.errors import FileAccessError, KvmDbgError
+
+if TYPE_CHECKING:
+    from kvm_dbg.commands.session import Session
+
+
+class UnwindFile:
+    """Makes the file when it is asked for; `close` removes it."""
+
+    def __init__(self) -> None:
+        self._directory: str | None = None
+
+    def make(self, session: Session) -> str | None:
+        """Return the path of the file for the opened kernel, or None if it has no rules beyond its debug information.
+
+        Raises:
+            FileAccessError: it cannot be written.
+        """
+        from kvm_dbg.kernel.linux.orc import for_each_entry_row
+        from kvm_dbg.rsp.unwind_elf import make_unwind_elf
+
+        try:
+            data = make_unwind_elf(for_each_entry_row(session.kernel))
+        except FileAccessError:
+            raise
+        except KvmDbgError:  # no such tables, or not in the image: a backtrace guesses in entry code
+            return None
+        if data is None:
+            return None
+        try:
+            self._directory = self._directory or tempfile.mkdtemp(prefix="kvm-dbg-")
+            path = Path(self._directory) / "entry-code.debug"
+            path.write_bytes(data)
+        except OSError as error:
+            raise FileAccessError(tempfile.gettempdir(), f"cannot write there: {error.strerror}") from error
+        return str(path)
+
+    def close(self) -> None:
+        """Remove the file."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
