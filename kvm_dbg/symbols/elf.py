@@ -246,7 +246,10 @@ class ElfSymbolTable(SymbolTable):
         best: Row | None = None
         nearest: int | None = None
         for at in range(place - 1, max(place - 1 - LOOK_BACK, -1), -1):
-            row = self._data.row(table.rows[at])
+            number = table.rows[at]
+            if number >= self._data.count:
+                break  # of a kept table that is none
+            row = self._data.row(number)
             if nearest is None:
                 nearest = row.value
             if best is not None and row.value != best.value:
