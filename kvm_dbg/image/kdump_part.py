@@ -147,9 +147,10 @@ class KdumpPart:
         if offset == self._zero_at:
             return self._zeros
         at = offset - self._window_at
-        if at < 0 or at + size > len(self._window):
-            if not self._is_there(offset, size, place):
-                return None
+        outside = at < 0 or at + size > len(self._window) or size == 0
+        if (outside or self._check) and not self._is_there(offset, size, place):
+            return None
+        if outside:
             self._window = self.source.read(offset, max(size, ahead))
             self._window_at, at = offset, 0
             if len(self._window) < size:

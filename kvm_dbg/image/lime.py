@@ -50,7 +50,8 @@ class LimeImage(ExtentImage):
     def __init__(self, source: Source) -> None:
         self._order = "<" if source.read(0, 1) == b"E" else ">"
         self._ranges = 0
-        self._rest = 0
+        self._rest = 0  # bytes at the end that belong to no range
+        self._cut = False  # the file ends inside a header
         super().__init__(source, arrange(self._walk(source)))
 
     def _walk(self, source: Source) -> list[Extent]:
@@ -65,6 +66,7 @@ class LimeImage(ExtentImage):
                     offset = padded
                     continue
                 self._rest = source.size - offset
+                self._cut = struct.pack(self._order + "I", MAGIC).startswith(head[:4])
                 break
             magic, version, start, last = header.unpack(head)
             if magic != MAGIC:
@@ -83,8 +85,8 @@ class LimeImage(ExtentImage):
 
     @property
     def info(self) -> ImageInfo:
-        complete = all(extent.presence is Presence.PRESENT for extent in self._extents)
-        quirks = [] if complete else ["the file is truncated: the end of its last range is missing"]
+        complete = not self._cut and all(extent.presence is Presence.PRESENT for extent in self._extents)
+        quirks = [] if complete else ["the file is truncated: memory at its end is missing"]
         if self._rest:
             quirks.append(f"{self._rest} bytes at the end belong to no range")
         return ImageInfo(

@@ -50,13 +50,15 @@ def write_elfcore(
     )  # fmt: skip
     if xnum:
         header += struct.pack(order + ("IIQQQQIIQQ" if wide else "10I"), 0, 0, 0, 0, 0, 0, 0, count, 0, 0)
-    table = _segment(wide, order, 4, place, 0, 0, len(notes), 0)
-    body = notes
+    table = [_segment(wide, order, 4, place, 0, 0, len(notes), 0)]
+    body = [notes]
+    place += len(notes)
     for load in loads:
         memsz = len(load.data) if load.memsz is None else load.memsz
-        table += _segment(wide, order, 1, place + len(body), load.vaddr, load.paddr, len(load.data), memsz)
-        body += load.data
-    return header.ljust(phoff, b"\0") + table + body
+        table.append(_segment(wide, order, 1, place, load.vaddr, load.paddr, len(load.data), memsz))
+        body.append(load.data)
+        place += len(load.data)
+    return header.ljust(phoff, b"\0") + b"".join(table + body)
 
 
 def _segment(wide: bool, order: str, kind: int, offset: int, vaddr: int, paddr: int, filesz: int, memsz: int) -> bytes:
