@@ -110,12 +110,10 @@ class PathReader:
         return f"/{name} (deleted)"
 
     def _namespace_name(self, dentry: Record) -> str:
-        """Return "mnt", "pid", ...: of the operations in d_fsdata, since v6.9 of those of the inode's ns_common."""
+        """Return "mnt", "pid", ...: the name in the operations of the inode's ns_common."""
         kernel, types = self._kernel, self._kernel.types
-        operations = dentry["fsdata"]
-        if not operations:
-            namespace = self.inode(dentry["inode"])["private"]
-            operations = read_pointer(kernel, namespace + types.offset_of("struct ns_common", "ops"))
+        namespace = self.inode(dentry["inode"])["private"]
+        operations = read_pointer(kernel, namespace + types.offset_of("struct ns_common", "ops"))
         name = read_pointer(kernel, operations + types.offset_of("struct proc_ns_operations", "name"))
         return decode_text(read_string(kernel, name, 64))
 
