@@ -1,0 +1,1 @@
+"""Speed of kvm_dbg beside its peers."""
