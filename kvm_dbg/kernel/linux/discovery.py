@@ -28,7 +28,7 @@ PROGRESS_STEP = 1 << 28  # bytes scanned between two reports
 BANNER = b"Linux version "  # init/version.c: linux_banner
 BANNER_SIZE = 512  # bytes that a banner may have
 # Since 6.1 (init/Makefile, utsversion-tmp.h) a second, dead banner without a build number stays in the image.
-BANNER_PATTERN = re.compile(rb"Linux version (\S{1,64}) \([^\0\n]{1,300}\) (#[^ \0\n][^\0\n]{1,100})\n\0")
+BANNER_PATTERN = re.compile(rb"Linux version (\S{1,64}) \([^\0\n]{1,300}\) (#[^ \0\n][^\0\n]{0,100})\n\0")
 BLOCK = 1 << 21  # bytes of the kernel's map that are looked at together
 
 
