@@ -456,16 +456,15 @@ class Kvm:
             warn("no vmlinux was found, so gdb has no symbols; kvm commands work without")
             return
         try:
-            self.symbols.load_kernel(server.ready)
-        except gdb.error as error:
-            warn(f"{path}: gdb could not load its symbols: {error}")
-            return
-        try:
             rules = server.ask({"unwind": True})["file"]
-            if rules is not None:
+            if rules is not None:  # before vmlinux: gdb takes the first rule that it finds
                 self.symbols.add(rules, "", {})
         except gdb.error as error:
             warn(f"backtraces may end in frames that never were: {error}")
+        try:
+            self.symbols.load_kernel(server.ready)
+        except gdb.error as error:
+            warn(f"{path}: gdb could not load its symbols: {error}")
 
     def close(self) -> None:
         """Undo everything that `open` did; harmless if nothing is open."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.debuginfo.base import TypeTable
@@ -222,6 +222,25 @@ class SystemSummary:
     command_line: str | None = None
 
 
+class UnwindRow(NamedTuple):
+    """How to find the caller from one run of addresses, as the kernel's own unwinder knows it.
+
+    kind: "call" (the stack pointer before the call is `base` + `offset`, the return address lies below it), "regs"
+    (all registers were saved there, as in the kernel's struct pt_regs), "partial" (only what the processor pushes for
+    an interrupt), "end" (nobody called), "undefined". base: a register's name, "[register]" for the word of memory
+    that it points to. frame_base, frame_offset: where the caller's frame pointer was saved: relative to "previous"
+    (the caller's stack pointer) or to a register; "" if it was not. Offsets in bytes.
+    """
+
+    start: int
+    end: int
+    kind: str
+    base: str
+    offset: int
+    frame_base: str = ""
+    frame_offset: int = 0
+
+
 class OperatingSystem(Protocol):
     """What one operating system's room offers to the floors above; `kernel/linux/__init__.py` is the first.
 
@@ -269,3 +288,9 @@ class OperatingSystem(Protocol):
 
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         """Return "name+0x12" or "name+0x12 [module]" for a kernel address, None if nothing is near."""
+
+    def for_each_unwind_row(self, kernel: Kernel) -> Iterator[UnwindRow]:
+        """Yield rules for code whose debug information has none or wrong ones: entry code, switched stacks.
+
+        Raises KvmDbgError if the image lacks them.
+        """

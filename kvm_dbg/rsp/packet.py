@@ -18,7 +18,9 @@ INTERRUPT_BYTE = 0x03
 PACKET_SIZE = 0x100000  # bytes that a packet may have on the wire, told to the client in qSupported
 MAX_QUEUED = 2 * PACKET_SIZE + 64  # bytes held while a packet is incomplete (an escaped byte takes two)
 
-_ADLER_STEP = 256  # 1 + 255 * 256 < 65521: the low half of adler32 is then the exact sum of the bytes, plus one
+# Up to so many bytes the low half of adler32, taken modulo 65521, is the exact sum of the bytes, plus one.
+_STEP = 256  # 1 + 255 * 256 < 65521
+_ASCII_STEP = 512  # 1 + 127 * 512 < 65521
 
 
 class Event(NamedTuple):
@@ -41,13 +43,14 @@ _DAMAGED = Event("damaged")
 def checksum(payload: bytes) -> int:
     """Return the sum of all bytes modulo 256."""
     size = len(payload)
-    if size <= _ADLER_STEP:
+    if size <= _STEP:
         return (adler32(payload) - 1) & 0xFF
+    step = _ASCII_STEP if payload.isascii() else _STEP
     view = memoryview(payload)
     total = 0
-    for start in range(0, size, _ADLER_STEP):
-        total += adler32(view[start : start + _ADLER_STEP])
-    return (total - (size + _ADLER_STEP - 1) // _ADLER_STEP) & 0xFF
+    for start in range(0, size, step):
+        total += adler32(view[start : start + step])
+    return (total - (size + step - 1) // step) & 0xFF
 
 
 def frame(payload: bytes) -> bytes:

@@ -104,8 +104,10 @@ class Connection:
         if reply is None:
             return
         for payload in (reply,) if isinstance(reply, bytes) else reply:
-            self._last = frame(payload)
-            self._send(self._last)
+            packet = frame(payload)
+            if acknowledged:
+                self._last = packet
+            self._send(packet)
 
     def _drop_repeats(self, event: Event) -> None:
         """Acknowledge and forget copies of a packet that a client sent again since no answer came in its time."""

@@ -14,10 +14,10 @@ from __future__ import annotations
 from binascii import hexlify
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import quoteattr
 
 from kvm_dbg.errors import KvmDbgError, ProtocolError, ReadError
 from kvm_dbg.rsp.packet import PACKET_SIZE, escape, unescape
+from kvm_dbg.rsp.target_xml import quoted
 
 if TYPE_CHECKING:
     from kvm_dbg.rsp.target import Target
@@ -160,7 +160,7 @@ class DebuggerSession:
         describe = self.target.describe
         for tid, thread in self.target.threads.items():
             core = "" if thread.cpu is None else f' core="{thread.cpu}"'
-            name = quoteattr(_printable(thread.name))
+            name = quoted(_printable(thread.name))
             lines.append(f'<thread id="{tid:x}"{core} name={name}>{describe(thread)}</thread>')
         lines.append("</threads>\n")
         return "\n".join(lines).encode()

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
-from xml.sax.saxutils import quoteattr
 
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.errors import UnsupportedError
+
+
+def quoted(text: str) -> str:
+    """Return the text as the value of an XML attribute, in quotes."""
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(character, entity)
+    return f'"{text}"'
 
 
 class TargetRegister(NamedTuple):
@@ -66,7 +72,7 @@ class TargetDescription:
         ]
         number = offset = 0
         for feature in self.features:
-            lines.append(f"<feature name={quoteattr(feature.name)}>")
+            lines.append(f"<feature name={quoted(feature.name)}>")
             for register in feature.registers:
                 extra = f' generic="{register.generic}"' if register.generic else ""
                 if register.dwarf is not None:

@@ -25,11 +25,10 @@ class UnwindFile:
         Raises:
             FileAccessError: it cannot be written.
         """
-        from kvm_dbg.kernel.linux.orc import for_each_entry_row
         from kvm_dbg.rsp.unwind_elf import make_unwind_elf
 
         try:
-            data = make_unwind_elf(for_each_entry_row(session.kernel))
+            data = make_unwind_elf(session.system.for_each_unwind_row(session.kernel))
         except FileAccessError:
             raise
         except KvmDbgError:  # no such tables, or not in the image: a backtrace guesses in entry code

@@ -1,8 +1,9 @@
 """An ELF file with nothing but unwind rules (.debug_frame), for the code that vmlinux has none for.
 
 The kernel's entry code is assembly without call frame information: a debugger guesses there, and shows stack words
-as callers. The kernel itself unwinds it by ORC; those rows, said in DWARF, make a debugger's backtrace end where the
-kernel's does.
+as callers. Where C code runs on another stack for a while, the compiler's rules are wrong. The kernel itself unwinds
+both by ORC; those rows, said in DWARF, make a debugger's backtrace end where the kernel's does. A debugger takes the
+first rule that it finds: the file has to be loaded before vmlinux.
 
 Facts: DWARF 5 section 6.4 and figure "Register rule instructions" for the encoding (CIE version 1, as in DWARF 2);
 System V ABI for x86-64, figure 3.36, for register numbers; arch/x86/include/asm/ptrace.h for struct pt_regs. All
@@ -14,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from kvm_dbg.kernel.linux.orc import OrcRow
+from kvm_dbg.kernel.base import UnwindRow
 
 DWARF_NUMBERS = {
     "rax": 0,
@@ -53,8 +54,11 @@ USER_START, USER_END = 0x1000, 0x7FFF_FFFF_E000  # a backtrace ends at the first
 DATA_ALIGN = -8
 CFA_UNDEFINED = 0x07
 CFA_DEF = 0x0C
+CFA_DEF_EXPRESSION = 0x0F
 CFA_OFFSET_SF = 0x11
 CFA_DEF_SF = 0x12
+
+OP_DEREF, OP_CONSTS, OP_PLUS, OP_BREG0 = 0x06, 0x11, 0x22, 0x70
 
 ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
@@ -63,7 +67,7 @@ SHT_PROGBITS, SHT_STRTAB, SHT_NOBITS = 1, 3, 8
 SHF_ALLOC_EXECUTE = 2 | 4
 
 
-def make_unwind_elf(rows: Iterable[OrcRow]) -> bytes | None:
+def make_unwind_elf(rows: Iterable[UnwindRow]) -> bytes | None:
     """Return the file for the rows, or None if there are none."""
     fdes = [_fde(row.start, row.end, _rules(row)) for row in rows]
     if not fdes:
@@ -101,6 +105,19 @@ def _define_cfa(register: str, offset: int) -> bytes:
     return bytes((CFA_DEF_SF,)) + number + _sleb(offset // DATA_ALIGN)
 
 
+def _define_cfa_by_memory(register: str, offset: int) -> bytes:
+    """Return the rule for a stack that was switched: where the old stack pointer was put, and what is added.
+
+    ORC adds its offset to rsp's word after it was read, to rbp before (arch/x86/kernel/unwind_orc.c,
+    unwind_next_frame; since 87ccc826bf1c, 5.12, and not used with rsp before).
+    """
+    before, after = (0, offset) if register == "rsp" else (offset, 0)
+    number = DWARF_NUMBERS[register]
+    expression = bytes((OP_BREG0 + number,)) + _sleb(before) + bytes((OP_DEREF, OP_CONSTS)) + _sleb(after)
+    expression += bytes((OP_PLUS,))
+    return bytes((CFA_DEF_EXPRESSION,)) + _uleb(len(expression)) + expression
+
+
 def _saved(register: str, offset: int) -> bytes:
     """Return the rule "the caller's register is in memory, at CFA + offset"."""
     return bytes((CFA_OFFSET_SF, DWARF_NUMBERS[register])) + _sleb(offset // DATA_ALIGN)
@@ -111,16 +128,18 @@ def _stop() -> bytes:
     return _define_cfa("rsp", 8) + bytes((CFA_UNDEFINED, DWARF_NUMBERS["rip"]))
 
 
-def _rules(row: OrcRow) -> bytes:
-    if row.base not in DWARF_NUMBERS or row.offset % 8 or row.rbp_offset % 8:
-        return _stop()  # undefined, or a stack that is switched through memory
+def _rules(row: UnwindRow) -> bytes:
+    base = row.base.strip("[]")
+    if base not in DWARF_NUMBERS or row.offset % 8 or row.frame_offset % 8:
+        return _stop()
     if row.kind == "call":
-        rules = _define_cfa(row.base, row.offset) + _saved("rip", -8)
-        if row.rbp_base == "previous":
-            rules += _saved("rbp", row.rbp_offset)
+        place = _define_cfa if base == row.base else _define_cfa_by_memory
+        rules = place(base, row.offset) + _saved("rip", -8)
+        if row.frame_base == "previous":
+            rules += _saved("rbp", row.frame_offset)
         return rules
     saved = {"regs": PT_REGS, "partial": INTERRUPT_FRAME}.get(row.kind)
-    if saved is None:
+    if saved is None or base != row.base:
         return _stop()
     return _define_cfa(row.base, row.offset) + b"".join([_saved(name, offset) for name, offset in saved.items()])
 

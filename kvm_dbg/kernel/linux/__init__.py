@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Process,
         SystemSummary,
         Thread,
+        UnwindRow,
     )
 
 
@@ -93,6 +94,11 @@ class _Linux:
         from kvm_dbg.kernel.linux.symbolize import symbolize
 
         return symbolize(kernel, address)
+
+    def for_each_unwind_row(self, kernel: Kernel) -> Iterator[UnwindRow]:
+        from kvm_dbg.kernel.linux.orc import for_each_unwind_row
+
+        return for_each_unwind_row(kernel)
 
 
 LINUX: OperatingSystem = _Linux()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from kvm_dbg.debuginfo.base import StructType
 from kvm_dbg.errors import CorruptError
-from kvm_dbg.kernel.base import Kernel
+from kvm_dbg.kernel.base import Kernel, UnwindRow
 
 IP_SIZE = 4  # bytes of one entry of the address table
 MAX_ROWS = 1 << 24  # of a whole kernel; real ones have under a million
@@ -37,49 +37,75 @@ ENTRY_FUNCTIONS = (
 ENTRY_FUNCTION_SIZE = 0x40  # bytes, where the symbol does not say
 MAX_ENTRY_TEXT = 1 << 20  # bytes
 
+INDIRECT = (8, 9)  # numbers of the registers that stand for memory
 REGISTERS = ("", "previous", "rdx", "rdi", "rbp", "rsp", "r10", "r13", "[rbp]", "[rsp]")
 OLD_KINDS = ("call", "regs", "partial", "undefined")
 NEW_KINDS = ("undefined", "end", "call", "regs", "partial")
 
 
-class OrcRow(NamedTuple):
-    """How to find the caller from one run of addresses.
+class OrcTables(NamedTuple):
+    """Where the tables are: `ips` and `rows` are addresses, `size` the number of rows, `layout` that of one."""
 
-    kind: "call" (the stack pointer before the call is `base` + `offset`, the return address 8 below), "regs" (a
-    struct pt_regs lies there), "partial" (only what the processor pushed for an interrupt: rip, cs, flags, rsp, ss),
-    "end" (nobody called), "undefined". base: a register, "[register]" for the memory it points to. rbp_base,
-    rbp_offset: where the caller's rbp was saved, "" if it was not, "previous" for relative to the caller's stack
-    pointer.
-    """
-
-    start: int
-    end: int
-    kind: str
-    base: str
-    offset: int
-    rbp_base: str
-    rbp_offset: int
+    ips: int
+    rows: int
+    size: int
+    layout: StructType
 
 
-def for_each_orc_row(kernel: Kernel, start: int, end: int) -> Iterator[OrcRow]:
-    """Yield the rows for [start, end), ascending, cut to that range; none if the kernel was built without ORC.
+def find_tables(kernel: Kernel) -> OrcTables | None:
+    """Return where the tables are, or None if the kernel was built without.
 
     Raises:
-        TypeNotFound, MemberNotFound: the layout of struct orc_entry is not known.
-        ReadError: the tables are not in the image.
-        CorruptError: they contradict themselves.
+        TypeNotFound: the layout of struct orc_entry is not known.
+        CorruptError: their sizes do not fit.
     """
     symbols = kernel.symbols.find_many(
         ("__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind")
     )
     if len(symbols) < 4:
-        return
+        return None
     ips = symbols["__start_orc_unwind_ip"].address
     rows = symbols["__start_orc_unwind"].address
     layout = kernel.types.struct("struct orc_entry")
     count = (symbols["__stop_orc_unwind_ip"].address - ips) // IP_SIZE
     if not 0 < count <= MAX_ROWS or count > (symbols["__stop_orc_unwind"].address - rows) // layout.size:
         raise CorruptError(ips, f"the ORC tables cannot have {count} rows of {layout.size} bytes")
+    return OrcTables(ips, rows, count, layout)
+
+
+def for_each_unwind_row(kernel: Kernel) -> Iterator[UnwindRow]:
+    """Yield the rows of the code that debug information says nothing of, or nothing right.
+
+    That is the assembly that tasks enter the kernel by and start in, and the few instructions of C functions that
+    run on another stack than the one they were called on.
+
+    Raises:
+        TypeNotFound, MemberNotFound: the layout of struct orc_entry is not known.
+        ReadError: the tables are not in the image.
+        CorruptError: they contradict themselves.
+    """
+    tables = find_tables(kernel)
+    if tables is None:
+        return
+    ranges: list[tuple[int, int]] = []
+    for first, last in ENTRY_RANGES:
+        low, high = kernel.symbols.find(first), kernel.symbols.find(last)
+        if low is not None and high is not None and low.address < high.address <= low.address + MAX_ENTRY_TEXT:
+            ranges.append((low.address, high.address))
+    for name in ENTRY_FUNCTIONS:
+        symbol = kernel.symbols.find(name)
+        if symbol is not None:
+            ranges.append((symbol.address, symbol.address + (symbol.size or ENTRY_FUNCTION_SIZE)))
+    for start, end in ranges:
+        yield from for_each_row(kernel, tables, start, end)
+    for row in for_each_switched_row(kernel, tables):
+        if not any(start <= row.start < end for start, end in ranges):
+            yield row
+
+
+def for_each_row(kernel: Kernel, tables: OrcTables, start: int, end: int) -> Iterator[UnwindRow]:
+    """Yield the rows for [start, end), ascending, cut to that range. Raises as `for_each_unwind_row`."""
+    ips, rows, count, layout = tables
     first = _find_row(kernel, ips, count, start)
     last = min(_find_row(kernel, ips, count, end - 1) + 1, count)
     if last - first > MAX_RANGE_ROWS:
@@ -93,6 +119,29 @@ def for_each_orc_row(kernel: Kernel, start: int, end: int) -> Iterator[OrcRow]:
         high = min(starts[index + 1], end) if index + 1 < len(starts) else end
         if low < high:
             yield decoder.row(low, high, data[index * layout.size : (index + 1) * layout.size])
+
+
+def for_each_switched_row(kernel: Kernel, tables: OrcTables) -> Iterator[UnwindRow]:
+    """Yield the rows whose caller's stack is found through memory. Raises as `for_each_unwind_row`.
+
+    Of the whole table only one byte a row is looked at.
+    """
+    ips, rows, count, layout = tables
+    register = layout.member("sp_reg")
+    if register.bit_size != 4:
+        return
+    shift = register.bit_offset % 8
+    marks = bytes((byte >> shift & 15) in INDIRECT for byte in range(256))
+    column = kernel.read(rows, count * layout.size)[register.bit_offset // 8 :: layout.size].translate(marks)
+    decoder = _Decoder(layout)
+    index = column.find(1)
+    for _ in range(MAX_RANGE_ROWS):
+        if index < 0:
+            break
+        starts = _read_starts(kernel, ips, index, min(2, count - index))
+        if len(starts) == 2:
+            yield decoder.row(starts[0], starts[1], kernel.read(rows + index * layout.size, layout.size))
+        index = column.find(1, index + 1)
 
 
 def _read_starts(kernel: Kernel, ips: int, first: int, number: int) -> list[int]:
@@ -138,7 +187,7 @@ class _Decoder:
         bits = self._fields[name][1]
         return value - (1 << bits) if value >> (bits - 1) else value
 
-    def row(self, start: int, end: int, data: bytes) -> OrcRow:
+    def row(self, start: int, end: int, data: bytes) -> UnwindRow:
         """Return the row that `data` holds."""
         number = int.from_bytes(data, "little")
         kind_number = self._field(number, "type")
@@ -148,7 +197,7 @@ class _Decoder:
             kind = "end"
         elif kind not in ("end", "undefined") and not base:
             kind = "undefined"
-        return OrcRow(
+        return UnwindRow(
             start,
             end,
             kind,
@@ -161,19 +210,3 @@ class _Decoder:
 
 def _register(number: int) -> str:
     return REGISTERS[number] if number < len(REGISTERS) else ""
-
-
-def for_each_entry_row(kernel: Kernel) -> Iterator[OrcRow]:
-    """Yield the rows of the assembly that tasks enter the kernel by and start in: code without frame information.
-
-    Raises:
-        KvmDbgError: as `for_each_orc_row`.
-    """
-    for first, last in ENTRY_RANGES:
-        start, end = kernel.symbols.find(first), kernel.symbols.find(last)
-        if start is not None and end is not None and start.address < end.address <= start.address + MAX_ENTRY_TEXT:
-            yield from for_each_orc_row(kernel, start.address, end.address)
-    for name in ENTRY_FUNCTIONS:
-        symbol = kernel.symbols.find(name)
-        if symbol is not None:
-            yield from for_each_orc_row(kernel, symbol.address, symbol.address + (symbol.size or ENTRY_FUNCTION_SIZE))
