@@ -12,11 +12,15 @@ from tests.golden.subject import Subject
 
 
 def format_record(record: LogRecord, *, caller: bool) -> str:
-    """Return a record as /dev/kmsg has it, without its flag for continued lines."""
+    r"""Return a record as /dev/kmsg has it, without its flag for continued lines.
+
+    Bytes that are no UTF-8 are "\\xff" in our text already, as kmsg writes them: their backslash stays.
+    """
     head = f"{record.facility << 3 | record.level},{record.sequence},{int(record.seconds * 1e6 + 1e-4)},-"
     if caller:
         head += f",caller={record.caller}"
     text = "".join(chr(byte) if 32 <= byte < 127 and byte != 92 else f"\\x{byte:02x}" for byte in record.text.encode())
+    text = re.sub(r"\\x5c(x[89a-f][0-9a-f])", r"\\\1", text)
     return "\n".join([f"{head};{text}", *(f" {key}={value}" for key, value in record.dictionary)]) + "\n"
 
 

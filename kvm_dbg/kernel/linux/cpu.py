@@ -1,8 +1,10 @@
-"""CPUs: which are online, where their per-CPU variables are, and which task each runs.
+"""CPUs: which there are, where their per-CPU variables are, and which task each runs.
 
-Sources: include/linux/cpumask.h (`__cpu_online_mask` since v4.5), include/asm-generic/percpu.h (a per-CPU variable of
-CPU n is at its symbol plus `__per_cpu_offset[n]`), arch/x86/include/asm/current.h (`current_task`; from v6.2 to v6.14
-a member of `pcpu_hot`), kernel/sched/sched.h (struct rq).
+Sources: include/linux/cpumask.h (`__cpu_online_mask` since v4.5). A panic stops the other CPUs and takes them out of
+that mask (arch/x86/kernel/process.c stop_this_cpu()), but not out of `__cpu_active_mask`: the CPUs which ran are those
+in either. include/asm-generic/percpu.h (a per-CPU variable of CPU n is at its symbol plus `__per_cpu_offset[n]`),
+arch/x86/include/asm/current.h (`current_task`; from v6.2 to v6.14 a member of `pcpu_hot`), kernel/sched/sched.h
+(struct rq).
 """
 
 from __future__ import annotations
@@ -22,35 +24,47 @@ MAX_CPUS = 8192  # NR_CPUS of CONFIG_MAXSMP
 
 
 def read_per_cpu_offsets(kernel: Kernel) -> Mapping[int, int]:
-    """Return CPU number -> what to add to a per-CPU symbol's address, for the online CPUs in ascending order.
+    """Return CPU number -> what to add to a per-CPU symbol's address, for the CPUs that run, ascending.
 
-    Kernels for one processor (!CONFIG_SMP) keep per-CPU variables at their symbols: {0: 0}.
+    Those that were stopped by a panic count. Kernels for one processor (!CONFIG_SMP) keep per-CPU variables at their
+    symbols: {0: 0}.
 
     Raises:
-        ReadError, CorruptError: the mask or the table is broken.
+        ReadError, CorruptError: the masks or the table are broken.
     """
     return remembered(kernel, _read_offsets)
 
 
 def _read_offsets(kernel: Kernel) -> Mapping[int, int]:
     table = kernel.symbols.find("__per_cpu_offset")
-    mask = kernel.symbols.find("__cpu_online_mask")
-    if table is None or mask is None:
+    online = kernel.symbols.find("__cpu_online_mask")
+    if table is None or online is None:
         return {0: 0}
-    size = size_of(kernel.types.struct("struct cpumask"))
-    if not 0 < size <= MAX_CPUS // 8:
-        raise CorruptError(mask.address, f"a mask of CPUs has {size} bytes")
-    word = kernel.arch.pointer_size
-    order = "<" if kernel.arch.byteorder == "little" else ">"
-    data = kernel.read(mask.address, size)
-    bits = 0
-    for index, value in enumerate(struct.unpack(f"{order}{size // word}{'Q' if word == 8 else 'I'}", data)):
-        bits |= value << (8 * word * index)
+    bits = _read_mask(kernel, online.address)
+    active = kernel.symbols.find("__cpu_active_mask")
+    if active is not None:
+        bits |= _read_mask(kernel, active.address)
     if not bits:
-        raise CorruptError(mask.address, "no CPU is online")
+        raise CorruptError(online.address, "no CPU is online")
+    word = kernel.arch.pointer_size
     return {
         cpu: read_pointer(kernel, table.address + cpu * word) for cpu in range(bits.bit_length()) if bits >> cpu & 1
     }
+
+
+def _read_mask(kernel: Kernel, address: int) -> int:
+    """Return a struct cpumask, CPU 0 in the lowest bit."""
+    size = size_of(kernel.types.struct("struct cpumask"))
+    if not 0 < size <= MAX_CPUS // 8:
+        raise CorruptError(address, f"a mask of CPUs has {size} bytes")
+    word = kernel.arch.pointer_size
+    order = "<" if kernel.arch.byteorder == "little" else ">"
+    bits = 0
+    for index, value in enumerate(
+        struct.unpack(f"{order}{size // word}{'Q' if word == 8 else 'I'}", kernel.read(address, size))
+    ):
+        bits |= value << (8 * word * index)
+    return bits
 
 
 def read_current_tasks(kernel: Kernel) -> Mapping[int, int]:
