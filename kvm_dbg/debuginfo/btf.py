@@ -163,7 +163,7 @@ class BtfTypes(TypeTable):
         data = self.data
         words = data.words
         at = info = kind = 0
-        for _ in range(MAX_CHAIN):
+        for step in range(MAX_CHAIN):
             if type_id == 0:
                 return _VOID
             if type_id < data.first_id and self.base is not None:
@@ -172,6 +172,8 @@ class BtfTypes(TypeTable):
             info = words[at + 1]
             kind = info >> 24 & KIND_MASK
             if kind not in QUALIFIERS:
+                if step:
+                    return self.type_by_id(type_id)
                 break
             type_id = words[at + 2]
         else:
@@ -237,7 +239,7 @@ class BtfTypes(TypeTable):
             if kind not in QUALIFIERS and kind != TYPEDEF:
                 return offset, 0
             type_id = words[at + 2]
-        raise self._wrong(0, "type", f"more than {MAX_CHAIN} typedefs in a row")
+        raise self._wrong(0, "type", f"more than {MAX_CHAIN} qualifiers or typedefs in a row")
 
     def _enumerators(self, at: int, signed: bool) -> tuple[Enumerator, ...]:
         words = self.data.words
