@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,19 @@ def test_a_matching_file(tmp_path: Path) -> None:
     assert kernel.read(DIRECT[4] + memory.paddr_of(BANNER), 5) == b"Linux"
     with pytest.raises(NotMappedError):
         kernel.read(0xFFFFC90000000000, 1)
-    with pytest.raises(UnsupportedError, match="without BTF"):
+    with pytest.raises(UnsupportedError, match="without debug information"):
         _ = kernel.types
+
+
+def test_types_from_the_memory_of_the_kernel(tmp_path: Path) -> None:
+    # BTF with one type: int, 32 bits, signed (include/uapi/linux/btf.h).
+    types = struct.pack("<IIII", 1, 1 << 24, 4, 1 << 24 | 32)
+    strings = b"\0int\0"
+    btf = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings)) + types + strings
+    memory = LinuxMemory(btf=btf)
+    kernel = open_kernel(memory.noted_image(), save(tmp_path / "vmlinux", memory.vmlinux()))
+    assert kernel.types.source == "BTF in the image"
+    assert kernel.types.size_of("int") == 4
 
 
 def test_another_build_id(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ START_KERNEL_MAP = 0xFFFFFFFF80000000
 TEXT = START_KERNEL_MAP + 0x1000000  # link address of _stext
 BANNER = TEXT + 0x200100
 NOTES = TEXT + 0x200800
+BTF = TEXT + 0x201000
 TOP_TABLE = TEXT + 0x400000
 UTS = TEXT + 0x401010
 VMCOREINFO_POINTER = TEXT + 0x402008
@@ -57,6 +58,7 @@ class LinuxMemory:
         uts_offset: int = 0,
         encryption_mask: int = 0,
         table_paddr: int = 0x100000,
+        btf: bytes = b"",
         e820: tuple[tuple[int, int, int], ...] = ((0, 0x40000000, 1),),
     ) -> None:
         self.levels = levels
@@ -75,6 +77,8 @@ class LinuxMemory:
         tables.page(self.paddr_of(BANNER) & -PAGE)
         self.write(BANNER, banner(release, version))
         self.write(NOTES, gnu_note(build_id))
+        self.btf = btf
+        tables.page(self.paddr_of(BTF), btf)
         tables.page(self.paddr_of(UTS) & -PAGE)
         self.write(UTS + uts_offset, utsname(release, version))
         tables.page(self.paddr_of(VMCOREINFO_POINTER) & -PAGE)
@@ -158,6 +162,8 @@ class LinuxMemory:
             "linux_banner": BANNER,
             "__start_notes": NOTES,
             "__stop_notes": NOTES + len(gnu_note(self.build_id)),
+            "__start_BTF": BTF,
+            "__stop_BTF": BTF + len(self.btf),
             "init_top_pgt": TOP_TABLE,
             "init_uts_ns": UTS,
             "vmcoreinfo_data": VMCOREINFO_POINTER,

@@ -28,7 +28,7 @@ PROGRESS_STEP = 1 << 28  # bytes scanned between two reports
 BANNER = b"Linux version "  # init/version.c: linux_banner
 BANNER_SIZE = 512  # bytes that a banner may have
 # Since 6.1 (init/Makefile, utsversion-tmp.h) a second, dead banner without a build number stays in the image.
-BANNER_PATTERN = re.compile(rb"Linux version (\S{1,64}) \([^\0\n]{1,300}\) (#[^ \0\n][^\0\n]{0,100})\n\0")
+BANNER_PATTERN = rb"Linux version (\S{1,64}) \([^\0\n]{1,300}\) (#[^ \0\n][^\0\n]{0,100})\n\0"
 BLOCK = 1 << 21  # bytes of the kernel's map that are looked at together
 
 
@@ -166,7 +166,7 @@ def boots_of_cpus(image: MemoryImage) -> list[Boot]:
         banner: Boot | None = None
         tried: set[int] = set()
         for vaddr, data in boot_x86_64.for_each_kernel_block(space, BLOCK, BANNER_SIZE):
-            match = BANNER_PATTERN.search(data) if banner is None else None
+            match = re.search(BANNER_PATTERN, data) if banner is None else None
             if match is not None:
                 banner = Boot(
                     arch=boot_x86_64.ARCH.name,
@@ -243,8 +243,8 @@ def for_each_banner(image: MemoryImage, progress: Progress | None = None) -> Ite
         data, paddr = overlap + chunk, chunk_paddr - len(overlap)
         at = data.find(BANNER)
         while at >= 0:
-            match = BANNER_PATTERN.match(data, at)
-            if match is not None and match.end() > len(overlap):
+            match = re.match(BANNER_PATTERN, data[at : at + BANNER_SIZE])
+            if match is not None and at + match.end() > len(overlap):
                 yield paddr + at, match[1].decode("ascii", "replace")
                 count += 1
                 if count >= MAX_CANDIDATES:

@@ -15,7 +15,6 @@ from kvm_dbg.errors import (
     KernelMismatchError,
     KernelNotFoundError,
     UnknownFormatError,
-    UnsupportedError,
 )
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.index import Index
@@ -242,4 +241,6 @@ def _types_of(kernel: LinuxKernel, symbols: ElfSymbolTable) -> TypeTable:
     if start is not None and stop is not None and 0 < stop.address - start.address <= MAX_BTF:
         data = kernel.read(start.address, stop.address - start.address)
         return BtfTypes(data, source="BTF in the image", index=index)
-    raise UnsupportedError("a kernel without BTF", f"{symbols.path} has no types that can be read")
+    from kvm_dbg.debuginfo.dwarf import DwarfTypes
+
+    return DwarfTypes(symbols.elf, index=index)
