@@ -90,12 +90,21 @@ class DwarfReader:
 
     def read(self, unit: Unit, offset: int) -> Node:
         """Return the node of the entry at `offset` of .debug_info. Raises FormatError."""
-        from elftools.common.exceptions import ELFError
+        from elftools.common.exceptions import DWARFError, ELFError
         from elftools.construct import ConstructError
 
         try:
             return self._read(self._info.get_CU_at(unit.start).get_DIE_from_refaddr(offset))
-        except (ELFError, ConstructError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        except (
+            DWARFError,
+            ELFError,
+            ConstructError,
+            KeyError,
+            IndexError,
+            ValueError,
+            TypeError,
+            AttributeError,
+        ) as error:
             raise self._wrong(offset, f"{type(error).__name__}: {error}") from error
         except (AssertionError, NotImplementedError, OverflowError, RecursionError) as error:
             raise self._wrong(offset, f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,156 @@
+"""Write DWARF, versions 4 and 5, as GCC does: the name first, DW_AT_sibling where there are children.
+
+An entry is (tag, [(attribute, form, value)...], children). A value of a reference form is the label of an entry; the
+label of an entry is its "name" in `labels`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+from tests.writers.kernel_file import COMPRESSED, Part
+
+ARRAY, ENUMERATION, MEMBER, POINTER, COMPILE_UNIT, STRUCTURE, TYPEDEF, UNION = 1, 4, 13, 15, 17, 19, 22, 23
+SUBRANGE, BASE, CONST, ENUMERATOR, SUBPROGRAM, SUBROUTINE = 0x21, 0x24, 0x26, 0x28, 0x2E, 0x15
+SIBLING, LOCATION, NAME, BYTE_SIZE, BIT_OFFSET, BIT_SIZE = 0x01, 0x02, 0x03, 0x0B, 0x0C, 0x0D
+CONST_VALUE, UPPER_BOUND, COUNT, MEMBER_LOCATION, DECLARATION, ENCODING, TYPE = 0x1C, 0x2F, 0x37, 0x38, 0x3C, 0x3E, 0x49
+DATA_BIT_OFFSET = 0x6B
+BLOCK1, DATA2, DATA4, DATA8, STRING, DATA1, SDATA, STRP, UDATA, REF4, FLAG_PRESENT, EXPRLOC = (
+    0x0A, 0x05, 0x06, 0x07, 0x08, 0x0B, 0x0D, 0x0E, 0x0F, 0x13, 0x19, 0x18,
+)  # fmt: skip
+
+Value = int | str | bytes
+Attribute = tuple[int, int, Value]
+
+
+@dataclass
+class Die:
+    """One entry; `label` is what references name it by."""
+
+    tag: int
+    attributes: list[Attribute]
+    children: list[Die] = field(default_factory=list)
+    label: str = ""
+    sibling: bool = True
+
+
+def leb128(value: int) -> bytes:
+    out = bytearray()
+    while True:
+        byte = value & 0x7F
+        value >>= 7
+        if not value:
+            return bytes([*out, byte])
+        out.append(byte | 0x80)
+
+
+def sleb128(value: int) -> bytes:
+    out = bytearray()
+    while True:
+        byte = value & 0x7F
+        value >>= 7
+        if (value == 0 and not byte & 0x40) or (value == -1 and byte & 0x40):
+            return bytes([*out, byte])
+        out.append(byte | 0x80)
+
+
+class DwarfWriter:
+    """Writes units into sections; strings are shared as ld shares them, ends included."""
+
+    def __init__(self, order: str = "<", version: int = 5, first_code: int = 1) -> None:
+        self.order = order
+        self.version = version
+        self.first_code = first_code
+        self.info = b""
+        self.abbrev = b""
+        self.strings = b"\0"
+
+    def string(self, text: str) -> int:
+        raw = text.encode() + b"\0"
+        if raw not in self.strings:
+            self.strings += raw
+        return self.strings.index(raw)
+
+    def unit(self, *dies: Die) -> None:
+        """Add a unit with these entries below its own."""
+        top = Die(COMPILE_UNIT, [(NAME, STRP, "unit.c")], list(dies), sibling=False)
+        start = len(self.info)
+        codes: dict[tuple[object, ...], int] = {}
+        table_at = len(self.abbrev)
+        offset_size = 4
+        if self.version >= 5:
+            head = struct.pack(self.order + "HBBI", self.version, 1, 8, table_at)
+        else:
+            head = struct.pack(self.order + "HIB", self.version, table_at, 8)
+        labels: dict[str, int] = {}
+        fixes: list[tuple[int, str]] = []
+        body = bytearray(bytes(offset_size) + head)
+        self._write(top, body, codes, labels, fixes)
+        for place, label in fixes:
+            struct.pack_into(self.order + "I", body, place, labels[label])
+        struct.pack_into(self.order + "I", body, 0, len(body) - offset_size)
+        assert len(self.info) == start
+        self.info += bytes(body)
+        for shape, code in codes.items():
+            tag, children, *pairs = shape
+            assert isinstance(tag, int)
+            self.abbrev += leb128(code) + leb128(tag) + bytes([bool(children)])
+            for pair in pairs:
+                assert isinstance(pair, tuple)
+                self.abbrev += leb128(pair[0]) + leb128(pair[1])
+            self.abbrev += b"\0\0"
+        self.abbrev += b"\0"
+
+    def _write(
+        self,
+        die: Die,
+        body: bytearray,
+        codes: dict[tuple[object, ...], int],
+        labels: dict[str, int],
+        fixes: list[tuple[int, str]],
+    ) -> None:
+        labels[die.label] = len(body)
+        attributes = list(die.attributes)
+        end = f"end of {len(body)}"
+        if die.children and die.sibling:
+            attributes.append((SIBLING, REF4, end))
+        shape = (die.tag, bool(die.children), *((attribute, form) for attribute, form, _ in attributes))
+        code = codes.setdefault(shape, self.first_code + len(codes))
+        body += leb128(code)
+        for _, form, value in attributes:
+            if form == REF4:
+                fixes.append((len(body), str(value)))
+                body += bytes(4)
+            else:
+                body += self._value(form, value)
+        for child in die.children:
+            self._write(child, body, codes, labels, fixes)
+        if die.children:
+            body += b"\0"
+            labels[end] = len(body)
+
+    def _value(self, form: int, value: Value) -> bytes:
+        if isinstance(value, str):
+            return value.encode() + b"\0" if form == STRING else struct.pack(self.order + "I", self.string(value))
+        if isinstance(value, bytes):
+            return leb128(len(value)) + value if form == EXPRLOC else bytes([len(value)]) + value
+        if form == FLAG_PRESENT:
+            return b""
+        if form == SDATA:
+            return sleb128(value)
+        if form == UDATA:
+            return leb128(value)
+        return struct.pack(self.order + {DATA1: "B", DATA2: "H", DATA4: "I", DATA8: "Q"}[form], value)
+
+    def parts(self, *, compressed: bool = False) -> list[Part]:
+        """Return the sections, zlib-compressed if asked for (in 64-bit files)."""
+        found = []
+        for name, data in (("info", self.info), ("abbrev", self.abbrev), ("str", self.strings)):
+            flags = 0
+            if compressed:
+                data = struct.pack(self.order + "IIQQ", 1, 0, len(data), 1) + zlib.compress(data)
+                flags = COMPRESSED
+            found.append(Part(f".debug_{name}", flags=flags, data=data))
+        return found
