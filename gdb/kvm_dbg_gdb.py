@@ -533,9 +533,13 @@ class Kvm:
             raise gdb.GdbError("usage: kvm mods --load [DIRECTORY]")
         plan = server.ask({"modules": os.path.abspath(os.path.expanduser(rest[0])) if rest else None})["modules"]
         loaded = 0
+        absent = [module["name"] for module in plan if module["file"] is None and module["problem"] is None]
+        if absent:
+            warn("no file was found of: " + ", ".join(absent))
         for module in plan:
+            if module["problem"] is not None:
+                warn(f"{module['name']}: {module['problem']}")
             if module["file"] is None:
-                warn("{}: {}".format(module["name"], module["problem"]))
                 continue
             sections = dict(module["sections"])
             text = sections.pop(".text", None)

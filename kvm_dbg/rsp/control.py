@@ -175,7 +175,7 @@ def _messages(
                 yield {"text": text}
             yield {"done": True}
         case {"complete": str(line)}:
-            from kvm_dbg.commands.run import complete_line
+            from kvm_dbg.commands.complete import complete_line
 
             yield {"words": complete_line(session, line)}
         case {"symbol": str(name)}:

@@ -31,7 +31,7 @@ SHF_ALLOC = 2
 
 
 def plan_modules(session: Session, directory: str | None) -> list[dict[str, object]]:
-    """Return, for each loaded module, its file and section addresses, or why there is none.
+    """Return, for each loaded module, its file and section addresses, or the problem with its file, None without any.
 
     Args:
         session: with an open image.
@@ -41,18 +41,28 @@ def plan_modules(session: Session, directory: str | None) -> list[dict[str, obje
         CommandError: the directory cannot be read.
         KvmDbgError: the modules cannot be listed.
     """
-    release = str(getattr(session.kernel, "release", None) or "")
-    places = [directory] if directory is not None else [place.format(release=release) for place in USUAL_PLACES]
     if directory is not None and not os.path.isdir(directory):
         raise CommandError(f"{directory}: not a directory that can be read")
+    places = [directory] if directory is not None else _places(session)
     files: dict[str, list[str]] = {}
     for place in places:
         for name, path in _for_each_module_file(place):
             files.setdefault(name, []).append(path)
     return [
-        _plan(module, files.get(module.name, []), places, session.index_directory)
+        _plan(module, files.get(module.name, []), session.index_directory)
         for module in session.system.for_each_module(session.kernel)
     ]
+
+
+def _places(session: Session) -> list[str]:
+    """Return where modules usually are: below the directories searched for vmlinux, beside it, and in the system."""
+    release = str(getattr(session.kernel, "release", None) or "")
+    vmlinux = getattr(session.kernel, "vmlinux_path", None)
+    places = list(session.request.search) if session.request is not None else []
+    if vmlinux is not None:
+        boot = Path(str(vmlinux)).resolve().parent  # PREFIX/boot, or PREFIX/lib/modules/REL itself
+        places += [str(boot.parent / "lib" / "modules" / release)] if boot.name == "boot" else [str(boot)]
+    return [*places, *(place.format(release=release) for place in USUAL_PLACES)]
 
 
 def _for_each_module_file(directory: str) -> Iterator[tuple[str, str]]:
@@ -72,8 +82,8 @@ def _for_each_module_file(directory: str) -> Iterator[tuple[str, str]]:
         yield name, path
 
 
-def _plan(module: Module, paths: list[str], places: list[str], cache: str | None) -> dict[str, object]:
-    problem = f"no file {module.name}.ko below {', '.join(places)}"
+def _plan(module: Module, paths: list[str], cache: str | None) -> dict[str, object]:
+    problem: str | None = None
     for path in paths:
         try:
             path = _unpacked(path, module, cache)

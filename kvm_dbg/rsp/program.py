@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from kvm_dbg.errors import CommandError, KvmDbgError
+from kvm_dbg.errors import KvmDbgError, UsageError
 from kvm_dbg.rsp.server import LOOPBACK, ServeOptions, serve
 
 if TYPE_CHECKING:
+    from kvm_dbg.commands.parser import Parser
     from kvm_dbg.commands.session import Session
 
 PROGRAM = "kvm-dbg serve"
 MAX_PORT = 65535
 
 
-class ServeParser(ArgumentParser):
-    """An argparse parser that raises CommandError instead of leaving the program."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the message as a CommandError."""
-        raise CommandError(f"{self.prog}: {message}\n{self.format_usage().rstrip()}")
-
-
-def make_parser() -> ServeParser:
+def make_parser() -> Parser:
     """Return the parser of `kvm-dbg serve`."""
     from kvm_dbg.commands.open import add_open_arguments
+    from kvm_dbg.commands.parser import Parser
 
-    parser = ServeParser(
-        prog=PROGRAM,
+    parser = Parser(
+        PROGRAM,
         description="Serve a kernel memory image to one debugger. The first line printed is JSON and says where.",
-        allow_abbrev=False,
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
     parser.add_argument(
@@ -50,7 +42,7 @@ def run_program(words: Sequence[str], session: Session) -> int:
     """Serve the image that the words name and return the exit status.
 
     Raises:
-        CommandError: wrong use, where no adapter waits for JSON.
+        UsageError: wrong use, where no adapter waits for JSON.
     """
 
     def open_image() -> None:
@@ -65,8 +57,8 @@ def run_program(words: Sequence[str], session: Session) -> int:
     try:
         args = make_parser().parse_args(words)
         if args.tcp is not None and not 0 <= args.tcp <= MAX_PORT:
-            raise CommandError(f"{PROGRAM}: --tcp {args.tcp} is no port")
-    except CommandError as error:
+            raise UsageError(f"{PROGRAM}: --tcp {args.tcp} is no port")
+    except UsageError as error:
         if not control:
             raise
         problem = error
