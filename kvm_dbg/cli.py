@@ -15,22 +15,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg import __version__
-from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError
+from kvm_dbg.errors import FileAccessError, KvmDbgError, UsageError
 
 if TYPE_CHECKING:
     import argparse
     import subprocess
 
-    from kvm_dbg.commands.base import Command
+    from kvm_dbg.commands.parser import CommandParser
     from kvm_dbg.commands.session import Session
 
 PROGRAM = "kvm-dbg"
 OWN_FILES = ("open", "identify", "help")  # commands that take files as arguments of their own, or none
-USAGE = f"""usage: {PROGRAM} COMMAND [VMLINUX] IMAGE... [ARGUMENT...] [OPTION...]
-       {PROGRAM} gdb [VMLINUX] IMAGE... [OPTION...] [-- GDB-ARGUMENT...]
+FILES = "[VMLINUX] IMAGE..."
+USAGE = f"""usage: {PROGRAM} COMMAND {FILES} [ARGUMENT...] [OPTION...]
+       {PROGRAM} gdb {FILES} [OPTION...] [-- GDB-ARGUMENT...]
+       {PROGRAM} serve {FILES} [OPTION...]
        {PROGRAM} COMMAND --help
 
-Leading arguments that name existing files are the image (or the parts of a split one) and the kernel file.
+The first argument is the image or the kernel file, and so are those after it that exist as files: the kernel file, an
+image, the parts of a split image, in any order. `--` ends them.
 """
 
 
@@ -42,7 +45,6 @@ class Configuration(NamedTuple):
 
     search: tuple[str, ...]
     index_directory: str | None
-    cache_directory: str | None
 
 
 def read_configuration() -> Configuration:
@@ -51,15 +53,23 @@ def read_configuration() -> Configuration:
     Raises:
         FileAccessError: the configuration file cannot be read, or is not what it should be.
     """
-    home = os.environ.get("HOME", "")
-    caches = os.environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
-    configurations = os.environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
-    cache = f"{caches}/{PROGRAM}" if caches else None
-    path = f"{configurations}/{PROGRAM}/config.toml"
+    caches = _base_directory("XDG_CACHE_HOME", ".cache")
+    configurations = _base_directory("XDG_CONFIG_HOME", ".config")
     search: tuple[str, ...] = ()
-    if configurations and os.path.exists(path):
-        search = _read_search(path)
-    return Configuration(search, f"{cache}/index" if cache else None, cache)
+    if configurations is not None:
+        path = f"{configurations}/{PROGRAM}/config.toml"
+        if os.path.exists(path):
+            search = _read_search(path)
+    return Configuration(search, None if caches is None else f"{caches}/{PROGRAM}/index")
+
+
+def _base_directory(variable: str, below_home: str) -> str | None:
+    """Return a directory of the XDG base directory specification, which has relative paths ignored."""
+    path = os.environ.get(variable, "")
+    if path.startswith("/"):
+        return path
+    home = os.environ.get("HOME", "")
+    return f"{home}/{below_home}" if home else None
 
 
 def _read_search(path: str) -> tuple[str, ...]:
@@ -83,30 +93,53 @@ def _read_search(path: str) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # a locale that cannot print a character must not end the program
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _main(words)
-    except CommandError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+        status = _main(words)
+        sys.stdout.flush()
+        return status
+    except UsageError as error:
+        return _complain(error, 2)
     except KvmDbgError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+        return _complain(error, 1)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+        return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:  # of standard output: everything else is a KvmDbgError by now
+        _discard_output()
+        return _complain(f"the output could not be written: {error.strerror or error}", 1)
     except MemoryError:
-        print(f"{PROGRAM}: out of memory", file=sys.stderr)
-        return 1
+        return _complain("out of memory", 1)
+
+
+def _complain(what: object, status: int) -> int:
+    """Print an error, with what an image put into it made safe, and return `status`."""
+    from kvm_dbg.commands.render import printable
+
+    text = str(what)
+    if not text.startswith(PROGRAM):
+        text = f"{PROGRAM}: {text}"
+    for line in text.split("\n"):
+        print(printable(line), file=sys.stderr)
+    return status
+
+
+def _discard_output() -> None:
+    """Send what is still to be written to nowhere, so that the interpreter does not try, and fail, on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+    if not words:
+        print(USAGE, file=sys.stderr)
+        return 2
+    if words[0] in ("-h", "--help"):
         print(USAGE)
         _write(_help_lines(), paged=False)
-        return 0 if words else 2
+        return 0
     if words[0] in ("-V", "--version"):
         print(f"{PROGRAM} {__version__}")
         return 0
@@ -116,6 +149,8 @@ def _main(words: list[str]) -> int:
 
         configuration = read_configuration()
         return launch(words[0], words[1:], Session(None, configuration.index_directory, configuration.search))
+    if words[0] == "help" and len(words) == 2 and not words[1].startswith("-"):
+        words = [words[1], "--help"]
     return run(words)
 
 
@@ -126,26 +161,42 @@ def _help_lines() -> Iterator[str]:
     yield from run_command(Session(), ["help"], program=PROGRAM)
 
 
-def run(words: list[str]) -> int:
-    """Run one command of the list on the image named on the command line."""
+def make_parser(name: str) -> CommandParser:
+    """Return the parser of the command `name`, with the options that every command has here. Raises UsageError."""
     from kvm_dbg.commands import find_command
-    from kvm_dbg.commands.run import CommandParser, run_parsed
+    from kvm_dbg.commands.open import add_open_arguments
+    from kvm_dbg.commands.parser import CommandParser
+
+    command = find_command(name)
+    parser = CommandParser(command, PROGRAM, "" if name in OWN_FILES else FILES)
+    if name not in OWN_FILES:
+        usage = parser.format_usage().removeprefix("usage: ").rstrip()
+        add_open_arguments(parser)
+        parser.usage = f"{usage} [OPENING OPTION...]"
+    parser.add_argument("--no-index", action="store_true", help="neither use nor write the index of symbols and types")
+    parser.add_argument("--no-pager", action="store_true", help="do not page long output in a terminal")
+    return parser
+
+
+def run(words: list[str]) -> int:
+    """Run one command of the list on the image named on the command line, and return the exit status.
+
+    Raises:
+        KvmDbgError: it failed, perhaps after some output.
+    """
+    from kvm_dbg.commands import find_command
+    from kvm_dbg.commands.run import HELP_WORDS, run_parsed
     from kvm_dbg.commands.session import Session
 
     command = find_command(words[0])
-    parser = CommandParser(command, PROGRAM)
-    _add_program_options(parser, command)
-    if any(word in ("-h", "--help") for word in words[1:]):
-        print(parser.format_help())
+    parser = make_parser(command.name)
+    if any(word in HELP_WORDS for word in words[1:]):
+        print(parser.format_help(), end="")
         return 0
-    files, rest = split_files(parser, words[1:]) if command.name not in OWN_FILES else ([], words[1:])
-    try:
-        args = parser.parse_args(rest)
-        if command.needs_kernel and not files:
-            raise CommandError(f"{parser.prog}: no image given\n{parser.format_usage().rstrip()}")
-    except CommandError as error:
-        print(error, file=sys.stderr)
-        return 2
+    files, rest = ([], words[1:]) if command.name in OWN_FILES else split_files(parser, words[1:])
+    args = parser.parse_args(rest)
+    if command.needs_kernel and not files:
+        parser.error("no image given")
     configuration = read_configuration()
     index_directory = None if args.no_index else configuration.index_directory
     session = Session(_progress if sys.stderr.isatty() else None, index_directory, configuration.search)
@@ -164,46 +215,32 @@ def _open(session: Session, args: argparse.Namespace, files: list[str]) -> None:
     session.open(request_of(args, files, session.index_directory, session.search))
 
 
-def _add_program_options(parser: argparse.ArgumentParser, command: Command) -> None:
-    if command.name not in OWN_FILES:
-        from kvm_dbg.commands.open import add_open_arguments
-
-        parser.usage = (
-            parser.format_usage()
-            .removeprefix("usage: ")
-            .replace(f"{PROGRAM} {command.name}", f"{PROGRAM} {command.name} [VMLINUX] IMAGE...", 1)
-        )
-        add_open_arguments(parser)
-    parser.add_argument("--no-index", action="store_true", help="neither use nor write the index of symbols and types")
-    parser.add_argument("--no-pager", action="store_true", help="do not page long output in a terminal")
-
-
-def split_files(parser: argparse.ArgumentParser, words: list[str]) -> tuple[list[str], list[str]]:
+def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], list[str]]:
     """Return (files, the other words): the first argument that is no option, and those after it that exist as files.
 
-    `--` ends the files early, for an argument of the command that happens to be the name of a file.
+    `--` ends the files, for an argument of the command that is also the name of a file; before any file it ends the
+    options, for a file whose name begins with a dash.
     """
     files: list[str] = []
     rest: list[str] = []
+    options = True
     position = 0
     while position < len(words):
         word = words[position]
         position += 1
-        if word == "--":
-            rest.extend(words[position - 1 if not files else position :])
-            break
-        if word.startswith("-") and len(word) > 1:
+        if word == "--" and options:
+            if files:
+                return files, [*rest, *words[position - 1 :]]
+            options = False
+        elif options and word.startswith("-") and len(word) > 1:
             rest.append(word)
-            action = parser._option_string_actions.get(word)
-            if action is not None and action.nargs != 0 and position < len(words):
-                rest.append(words[position])
+            if parser.takes_value(word):
+                rest += words[position : position + 1]
                 position += 1
         elif not files or os.path.exists(word):
             files.append(word)
         else:
-            rest.append(word)
-            rest.extend(words[position:])
-            break
+            return files, [*rest, *words[position - 1 :]]
     return files, rest
 
 
@@ -213,7 +250,8 @@ def _progress(text: str) -> None:
 
 def _write(pieces: Iterable[str], *, paged: bool) -> None:
     """Write pieces of output as they come, through the user's pager if asked and if they fill a screen."""
-    if not paged:
+    pager = _pager_words() if paged else []
+    if not pager:
         try:
             for piece in pieces:
                 sys.stdout.write(piece)
@@ -232,7 +270,7 @@ def _write(pieces: Iterable[str], *, paged: bool) -> None:
             held.append(piece)
             lines += piece.count("\n")
             if lines > height:
-                _page(held, iterator)
+                _page(pager, held, iterator)
                 return
     except KvmDbgError as error:
         failure = error
@@ -242,22 +280,30 @@ def _write(pieces: Iterable[str], *, paged: bool) -> None:
         raise failure
 
 
-def _page(held: list[str], rest: Iterator[str]) -> None:
+def _pager_words() -> list[str]:
+    """Return the user's pager and its arguments; none if PAGER is set to nothing or to nonsense."""
     import shlex
-    import subprocess
 
-    command = shlex.split(os.environ.get("PAGER", "")) or ["less"]
-    environment = {"LESS": "FRX", **os.environ}
     try:
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, errors="backslashreplace", env=environment)
+        return shlex.split(os.environ.get("PAGER", "less"))
+    except ValueError:
+        return []
+
+
+def _page(pager: list[str], held: list[str], rest: Iterator[str]) -> None:
+    import subprocess
+    from itertools import chain
+
+    environment = {"LESS": "FX", **os.environ}
+    try:
+        child = subprocess.Popen(pager, stdin=subprocess.PIPE, text=True, errors="backslashreplace", env=environment)
     except OSError:  # no pager on this machine: the terminal scrolls
-        _write([*held, *rest], paged=False)
+        _write(chain(held, rest), paged=False)
         return
-    if child.stdin is None:
-        raise CommandError("the pager has no input")
     try:
-        child.stdin.writelines(held)
-        child.stdin.writelines(rest)
+        if child.stdin is not None:
+            child.stdin.writelines(held)
+            child.stdin.writelines(rest)
     except BrokenPipeError:
         pass  # the reader has left
     finally:

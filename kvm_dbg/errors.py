@@ -12,7 +12,8 @@
       KernelNotFoundError              no kernel found in the image, or several and none chosen
       KernelMismatchError              the given kernel file is not the one in the image
       CorruptError(address)            a list that loops, an impossible value in the image's memory
-      CommandError                     wrong use of a command, or an answer that cannot be given
+      CommandError                     a command has no answer, or cannot be carried out
+        UsageError                     words that a command does not understand
       ProtocolError                    a debugger sent what the remote serial protocol does not allow
 
 Each text stands alone (what, where, what the user can do); what a program may want is an attribute.
@@ -174,7 +175,11 @@ class CorruptError(KvmDbgError):
 
 
 class CommandError(KvmDbgError):
-    """A command was used wrongly or has no answer; the text says what to do."""
+    """A command has no answer, or cannot be carried out; the text says what to do."""
+
+
+class UsageError(CommandError):
+    """A command was given words that it does not understand; the text ends with how it is used."""
 
 
 class ProtocolError(KvmDbgError):

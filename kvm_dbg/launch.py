@@ -14,9 +14,11 @@ from typing import NoReturn
 
 from kvm_dbg.adapter import find_adapter
 from kvm_dbg.commands.open import add_open_arguments
+from kvm_dbg.commands.parser import Parser
+from kvm_dbg.commands.run import HELP_WORDS
 from kvm_dbg.commands.session import Session
 from kvm_dbg.errors import CommandError
-from kvm_dbg.rsp.program import ServeParser, run_program
+from kvm_dbg.rsp.program import make_parser, run_program
 
 INTERPRETER = "KVM_DBG_PYTHON"  # tells the adapter which interpreter has this package
 
@@ -25,36 +27,49 @@ def main(what: str, words: Sequence[str], session: Session) -> int:
     """Run `kvm-dbg gdb` or `kvm-dbg serve`, which `what` names, and return the exit status if gdb does not take over.
 
     Raises:
-        CommandError: wrong use, or no such gdb.
+        UsageError: wrong use.
+        CommandError: no such gdb.
         FileAccessError: the adapter is not installed.
     """
+    parser = make_gdb_parser() if what == "gdb" else make_parser()
+    if any(word in HELP_WORDS for word in split_words(words)[0]):
+        sys.stdout.write(parser.format_help())
+        return 0
     if what == "gdb":
-        launch_gdb(words)
+        launch_gdb(parser, words)
     return run_program(words, session)
 
 
-def launch_gdb(words: Sequence[str]) -> NoReturn:
-    """Replace this process by gdb, working on the image that the words name.
-
-    Raises:
-        CommandError: wrong use, or no such gdb.
-        FileAccessError: the adapter is not installed.
-    """
-    own, debugger_words = split_words(words)
-    parser = ServeParser(prog="kvm-dbg gdb", description="Open a kernel memory image in gdb.", allow_abbrev=False)
+def make_gdb_parser() -> Parser:
+    """Return the parser of `kvm-dbg gdb`."""
+    parser = Parser(
+        "kvm-dbg gdb",
+        description="Open a kernel memory image in gdb. Words after -- are gdb's own.",
+        epilog="examples:\n  kvm-dbg gdb vmlinux vmcore\n  kvm-dbg gdb vmcore -- -batch -ex bt",
+    )
     parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
     parser.add_argument("--gdb", metavar="PROGRAM", default="gdb", help="the gdb to start (default: gdb)")
     parser.add_argument("--no-symbols", action="store_true", help="do not load the kernel file's symbols into gdb")
     add_open_arguments(parser)
+    return parser
+
+
+def launch_gdb(parser: Parser, words: Sequence[str]) -> NoReturn:
+    """Replace this process by gdb, working on the image that the words name.
+
+    Raises:
+        UsageError: wrong use.
+        CommandError: no such gdb.
+        FileAccessError: the adapter is not installed.
+    """
+    own, debugger_words = split_words(words)
     args = parser.parse_args(own)
-    skipped = ("--gdb", args.gdb)
-    opening = [word for word in own if word not in skipped and not word.startswith("--gdb=")]
     command = [
         args.gdb,
         "-iex",
         f"source {find_adapter('gdb')}",
         "-ex",
-        "kvm open " + " ".join(shlex.quote(word) for word in opening),
+        "kvm open " + " ".join(shlex.quote(word) for word in without_option(own, "--gdb")),
         *debugger_words,
     ]
     os.environ[INTERPRETER] = sys.executable
@@ -63,6 +78,17 @@ def launch_gdb(words: Sequence[str]) -> NoReturn:
         os.execvp(command[0], command)
     except OSError as error:
         raise CommandError(f"{command[0]}: {error.strerror}; --gdb names another gdb") from error
+
+
+def without_option(words: Sequence[str], option: str) -> list[str]:
+    """Return the words without `option` and its value, whether that is the next word or stands after a `=`."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if not skip and word != option and not word.startswith(f"{option}="):
+            kept.append(word)
+        skip = not skip and word == option
+    return kept
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -18,9 +18,9 @@ from kvm_dbg.commands.read import Read
 from kvm_dbg.commands.sys import Sys
 from kvm_dbg.commands.vtop import Vtop
 from kvm_dbg.commands.write import Write
-from kvm_dbg.errors import CommandError
+from kvm_dbg.errors import UsageError
 
-_OTHERS: tuple[Command, ...] = (
+COMMANDS: tuple[Command, ...] = (
     Open(),
     Close(),
     Status(),
@@ -39,23 +39,22 @@ _OTHERS: tuple[Command, ...] = (
     Read(),
     Write(),
     Vtop(),
+    Help(),
 )
-COMMANDS: tuple[Command, ...] = (*_OTHERS, Help(_OTHERS))
 
 
 def find_command(name: str) -> Command:
     """Return the command called `name`.
 
     Raises:
-        CommandError: there is none; names those that come near.
+        UsageError: there is none; names those that come near.
     """
     for command in COMMANDS:
         if command.name == name:
             return command
-    near = [
-        command.name
-        for command in COMMANDS
-        if name and (command.name.startswith(name) or name.startswith(command.name))
-    ]
+    from difflib import get_close_matches
+
+    names = [command.name for command in COMMANDS]
+    near = [known for known in names if name and known.startswith(name)] or get_close_matches(name, names, 2)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `help` lists the commands"
-    raise CommandError(f"no command {name!r}{hint}")
+    raise UsageError(f"no command {name!r}{hint}")

@@ -1,37 +1,45 @@
-"""Addresses and sizes as people type them, for every command that takes one."""
+"""Addresses, sizes and the like as people type them, for every command that takes one."""
 
 from __future__ import annotations
 
 import re
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, _ActionsContainer
 
 from kvm_dbg.commands.session import Session
 from kvm_dbg.errors import CommandError
-from kvm_dbg.kernel.base import AddressSpaceReader, Process
 
-EXPRESSION = re.compile(r"^(?P<name>[A-Za-z_.$][\w.$]*)(?:(?P<sign>[+-])(?P<offset>0[xX][0-9a-fA-F]+|\d+))?$")
+NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
+EXPRESSION = re.compile(r"(?P<name>[A-Za-z_.$][\w.$]*)(?:(?P<sign>[+-])(?P<offset>0[xX][0-9a-fA-F]+|[0-9]+))?")
+BARE = re.compile(r"[0-9a-fA-F]{16}")
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+END = 1 << 64  # of every address space
+
+
+def add_image_arguments(parser: _ActionsContainer) -> None:
+    """Add the options that describe an image which does not describe itself."""
+    parser.add_argument("--base", metavar="PADDR", type=parse_number, help="physical address of raw RAM's first byte")
+    parser.add_argument("--hole", metavar="START-END", type=parse_hole, help="addresses that raw RAM leaves out")
+    parser.add_argument("--format", metavar="FORMAT", help="take the image for this format")
 
 
 def parse_number(text: str) -> int:
-    """Return a decimal number, or a hexadecimal one with 0x. Raises argparse's ArgumentTypeError."""
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a number") from None
+    """Return a number that is not negative: decimal, or hexadecimal with 0x. Raises ArgumentTypeError."""
+    if NUMBER.fullmatch(text) is None:
+        raise ArgumentTypeError(f"{text!r} is not a number")
+    value = int(text, 16) if text[:2] in ("0x", "0X") else int(text)
+    if value >= END:
+        raise ArgumentTypeError(f"{text} does not fit into 64 bits")
+    return value
 
 
 def parse_size(text: str) -> int:
-    """Return a size in bytes: a number, perhaps with k, m, g or t for powers of 1024."""
+    """Return a size in bytes: a number, perhaps with k, m, g or t for powers of 1024. Raises ArgumentTypeError."""
     unit = UNITS.get(text[-1:].lower())
-    size = parse_number(text[:-1] if unit else text) * (unit or 1)
-    if size < 0:
-        raise ArgumentTypeError(f"{text!r} is negative")
-    return size
+    return parse_number(text[:-1] if unit else text) * (unit or 1)
 
 
 def parse_hole(text: str) -> tuple[int, int]:
-    """Return (start, end) of START-END, physical addresses of a hole in raw RAM."""
+    """Return (start, end) of START-END, physical addresses of a hole in raw RAM. Raises ArgumentTypeError."""
     start, dash, end = text.partition("-")
     if not dash or parse_number(start) >= parse_number(end):
         raise ArgumentTypeError(f"{text!r} is not START-END")
@@ -42,33 +50,29 @@ def evaluate_address(session: Session, text: str) -> int:
     """Return the address named: 0x..., decimal, 16 bare hex digits as the log prints them, SYMBOL[+OFFSET].
 
     Raises:
-        CommandError: none of these.
+        CommandError: none of these, or outside of 64 bits.
         SymbolNotFound: no such symbol.
     """
-    try:
-        return int(text, 0)
-    except ValueError:
-        pass
-    if re.fullmatch(r"[0-9a-fA-F]{16}", text):
+    if BARE.fullmatch(text):
         return int(text, 16)
-    match = EXPRESSION.match(text)
+    if NUMBER.fullmatch(text):
+        return _checked(int(text, 16) if text[:2] in ("0x", "0X") else int(text), text)
+    match = EXPRESSION.fullmatch(text)
     if match is None:
         raise CommandError(f"{text!r} is neither an address nor SYMBOL[+OFFSET]")
     address = session.kernel.symbols.address(match["name"])
-    offset = int(match["offset"] or "0", 0)
-    return address - offset if match["sign"] == "-" else address + offset
+    digits = match["offset"] or "0"
+    offset = int(digits, 16) if digits[:2] in ("0x", "0X") else int(digits)
+    return _checked(address - offset if match["sign"] == "-" else address + offset, text)
 
 
-def find_process(session: Session, pid: int) -> Process:
-    """Return the process `pid`. Raises CommandError if there is none."""
-    for process in session.system.for_each_process(session.kernel):
-        if process.pid == pid:
-            return process
-    raise CommandError(f"no process with PID {pid} in this image")
+def check_range(address: int, size: int) -> None:
+    """Raise CommandError if `size` bytes from `address` on do not end within 64 bits."""
+    if address + size > END:
+        raise CommandError(f"{size} bytes at {address:#x} end beyond the last address, {END - 1:#x}")
 
 
-def address_space(session: Session, pid: int | None) -> AddressSpaceReader:
-    """Return the address space of process `pid`, or the kernel's own for None."""
-    if pid is None:
-        return session.system.kernel_space(session.kernel)
-    return session.system.address_space(session.kernel, find_process(session, pid).address)
+def _checked(address: int, text: str) -> int:
+    if not 0 <= address < END:
+        raise CommandError(f"{text} is no address: it does not fit into 64 bits")
+    return address

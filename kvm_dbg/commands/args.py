@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvm_dbg.commands.base import Cell, Column, Command, Table
+from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
-from kvm_dbg.errors import CommandError, ReadError
+from kvm_dbg.errors import ReadError
 from kvm_dbg.kernel.base import Process
 
 
@@ -36,11 +37,7 @@ class StringsCommand(Command):
         return Table(columns, self._rows(session, args, notes), notes=notes)
 
     def _rows(self, session: Session, args: Any, notes: list[str]) -> Iterator[list[Cell]]:
-        wanted = set(args.pid)
-        for process in session.system.for_each_process(session.kernel):
-            if args.pid and process.pid not in wanted:
-                continue
-            wanted.discard(process.pid)
+        for process in for_each_selected(session, args.pid):
             error: str | None = None
             strings: list[bytes] | None = None
             try:
@@ -50,8 +47,6 @@ class StringsCommand(Command):
                 notes.append(f"PID {process.pid}: {error}")
             listed = None if strings is None else [string.decode("utf-8", "backslashreplace") for string in strings]
             yield [process.pid, process.command, listed, error]
-        if wanted:
-            raise CommandError(f"no process with PID {', '.join(map(str, sorted(wanted)))} in this image")
 
 
 class Args(StringsCommand):
@@ -59,7 +54,9 @@ class Args(StringsCommand):
 
     name = "args"
     summary = "Show the argument vectors of processes"
-    description = "Kernel threads and zombies have none (-). Bytes that are not UTF-8 show as \\xNN."
+    description = (
+        "Kernel threads and zombies have none (-). Words are quoted as for a shell; bytes that are not UTF-8 are \\xNN."
+    )
     examples = ("args", "args 1 --json")
     heading = "ARGS"
 

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from kvm_dbg.commands.session import Session
 
-Cell = int | float | str | bool | None | list[str]
+Cell = int | float | str | bool | None | list[str] | list[float]
 
 
 class Column(NamedTuple):
     """A column of a table.
 
-    name: as in the heading; its lower case is the JSON key. kind: "text", "number", "address" (an int, shown and
-    serialised as a hexadecimal string), "float", "duration" (seconds, shown as ps does), "bool", "list",
-    "argv" (a list of words, quoted for a shell). extra: in
-    JSON and CSV only, too wide or too special for the terminal.
+    name: as in the heading; its lower case is the JSON key. kind: "text", "number", "size" (bytes, shown with a
+    unit), "address" (an int, shown and serialised as a hexadecimal string), "float", "duration" (seconds, shown as ps
+    does), "bool", "list", "lines" (a list of sentences, each shown on its own line), "argv" (a list of words, quoted
+    for a shell). extra: in JSON and CSV only, too wide or too special for the terminal.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvm_dbg.commands.render import format_size
 from kvm_dbg.image.base import MemoryImage, Presence
 
 RANGES = 200_000  # ranges looked at before the answer is given as "at least"
@@ -22,13 +23,3 @@ def describe_coverage(image: MemoryImage) -> str:
     sizes, counted = count_coverage(image)
     parts = [f"{format_size(size)} {presence.value}" for presence, size in sizes.items() if size]
     return ("" if counted else "at least ") + (", ".join(parts) or "nothing")
-
-
-def format_size(size: int) -> str:
-    """Return a size in bytes with a binary unit."""
-    number = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from kvm_dbg.commands.address import find_process
 from kvm_dbg.commands.base import Cell, Column, Command, Table
+from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
+from kvm_dbg.kernel.base import OpenFile
 
 COLUMNS = (
     Column("PID", "number"),
@@ -27,19 +28,21 @@ class Files(Command):
     """Open files."""
 
     name = "files"
-    summary = "List the open files of one process, or of all"
+    summary = "List the open files of some processes, or of all"
     examples = ("files 1", "files --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("pid", metavar="PID", type=int, nargs="?", help="only the files of this process")
+        parser.add_argument("pid", metavar="PID", type=int, nargs="*", help="only the files of these processes")
 
     def run(self, session: Session, args: Any) -> Table:
-        if args.pid is not None:
-            find_process(session, args.pid)
-        return Table(COLUMNS, self._rows(session, args.pid))
+        files = session.system.for_each_file
+        if not args.pid:
+            return Table(COLUMNS, self._rows(files(session.kernel)))
+        processes = for_each_selected(session, args.pid)
+        return Table(COLUMNS, self._rows(file for one in processes for file in files(session.kernel, one.pid)))
 
-    def _rows(self, session: Session, pid: int | None) -> Iterator[list[Cell]]:
-        for file in session.system.for_each_file(session.kernel, pid):
+    def _rows(self, files: Iterator[OpenFile]) -> Iterator[list[Cell]]:
+        for file in files:
             yield [
                 file.pid,
                 file.fd,

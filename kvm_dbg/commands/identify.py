@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kvm_dbg.commands.address import parse_hole, parse_number
+from kvm_dbg.commands.address import add_image_arguments
 from kvm_dbg.commands.base import Cell, Column, Command, Table
 from kvm_dbg.commands.coverage import count_coverage, describe_coverage
 from kvm_dbg.commands.session import Session
@@ -30,9 +30,9 @@ COLUMNS = (
     Column("PRESENT", "number", "bytes", extra=True),
     Column("EXCLUDED", "number", "bytes", extra=True),
     Column("TRUNCATED", "number", "bytes", extra=True),
-    Column("KERNELS", "list", "if there is more than one, in the order of --kernel"),
-    Column("DETAILS", "list"),
-    Column("QUIRKS", "list"),
+    Column("KERNELS", "lines", "if there is more than one, in the order of --kernel"),
+    Column("DETAILS", "lines", "what else the file says of itself"),
+    Column("QUIRKS", "lines", "what a careful reader wants to know"),
 )
 
 
@@ -46,9 +46,7 @@ class Identify(Command):
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("files", metavar="FILE", nargs="+", help="one image, or the parts of a split one")
-        parser.add_argument("--base", metavar="ADDRESS", type=parse_number, help="physical address of raw RAM")
-        parser.add_argument("--hole", metavar="START-END", type=parse_hole, help="hole in raw RAM")
-        parser.add_argument("--format", metavar="NAME", help="take the file for this format")
+        add_image_arguments(parser)
 
     def run(self, session: Session, args: Any) -> Table:
         image = open_image(tuple(args.files), base=args.base, hole=args.hole, format=args.format)

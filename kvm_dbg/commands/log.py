@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kvm_dbg.commands.base import Cell, Column, Command, Table
-from kvm_dbg.commands.render import LINE_CONTROLS
+from kvm_dbg.commands.render import printable
 from kvm_dbg.commands.session import Session
-from kvm_dbg.errors import CommandError
+from kvm_dbg.errors import KvmDbgError
 from kvm_dbg.kernel.base import LogRecord
 
 LEVELS = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")  # syslog(3), 0 to 7
@@ -29,49 +30,71 @@ class Log(Command):
 
     name = "log"
     summary = "Print the kernel's log, as dmesg would have"
+    description = "Control characters in the text, line breaks and tabs apart, are shown as \\xNN."
     examples = ("log --tail 20", "log --level err", "log --grep 'BUG|Oops'", "log --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--tail", metavar="N", type=int, help="only the last N records")
+        parser.add_argument("--tail", metavar="N", type=parse_count, help="only the last N records")
         parser.add_argument(
-            "--level", metavar="LEVEL", help=f"only this level and worse ({', '.join(LEVELS)}, or 0 to 7)"
+            "--level",
+            metavar="LEVEL",
+            type=parse_level,
+            help=f"only this level and worse ({', '.join(LEVELS)}, or 0 to 7)",
         )
-        parser.add_argument("--grep", metavar="REGEX", help="only records whose text matches")
+        parser.add_argument("--grep", metavar="REGEX", type=parse_pattern, help="only records whose text matches")
         parser.add_argument("--raw", action="store_true", help="with the <priority> prefix, as dmesg --raw")
         parser.add_argument("--caller", action="store_true", help="with the caller, where the kernel keeps it")
 
     def run(self, session: Session, args: Any) -> Table:
-        if args.tail is not None and args.tail < 0:
-            raise CommandError("--tail needs a number that is not negative")
         records = select_records(session.system.for_each_log_record(session.kernel), args)
         if args.output is None:
             return Table(COLUMNS, (), text=(line for record in records for line in lines_of(record, args)))
         return Table(COLUMNS, map(row_of, records))
 
 
+def parse_count(text: str) -> int:
+    """Return a number that is not negative. Raises ArgumentTypeError."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
+
+
 def parse_level(text: str) -> int:
-    """Return the number of a syslog level given by name or number. Raises CommandError."""
+    """Return the number of a syslog level given by name or number. Raises ArgumentTypeError."""
     if text in LEVELS:
         return LEVELS.index(text)
-    if text.isdigit() and int(text) < len(LEVELS):
+    if text in map(str, range(len(LEVELS))):
         return int(text)
-    raise CommandError(f"--level {text!r}: levels are {', '.join(LEVELS)}, or 0 to 7")
+    raise argparse.ArgumentTypeError(f"{text!r}: levels are {', '.join(LEVELS)}, or 0 to 7")
 
 
-def select_records(records: Iterable[LogRecord], args: Any) -> Iterable[LogRecord]:
-    """Return the records that the options ask for."""
-    if args.level is not None:
-        worst = parse_level(args.level)
-        records = (record for record in records if record.level <= worst)
-    if args.grep is not None:
-        import re
+def parse_pattern(text: str) -> re.Pattern[str]:
+    """Return a compiled regular expression. Raises ArgumentTypeError."""
+    try:
+        return re.compile(text)
+    except (re.error, OverflowError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
-        try:
-            pattern = re.compile(args.grep)
-        except re.error as error:
-            raise CommandError(f"--grep {args.grep!r}: {error}") from None
-        records = (record for record in records if pattern.search(record.text))
-    return records if args.tail is None else deque(records, maxlen=args.tail)
+
+def select_records(records: Iterable[LogRecord], args: Any) -> Iterator[LogRecord]:
+    """Yield the records that the options ask for. Raises what reading the log raises, after the last of them."""
+    tail: deque[LogRecord] = deque(maxlen=args.tail)
+    failure: KvmDbgError | None = None
+    try:
+        for record in records:
+            if args.level is not None and record.level > args.level:
+                continue
+            if args.grep is not None and not args.grep.search(record.text):
+                continue
+            if args.tail is None:
+                yield record
+            else:
+                tail.append(record)
+    except KvmDbgError as error:
+        failure = error
+    yield from tail
+    if failure is not None:
+        raise failure
 
 
 def row_of(record: LogRecord) -> list[Cell]:
@@ -85,6 +108,6 @@ def lines_of(record: LogRecord, args: Any) -> Iterator[str]:
     if args.raw:
         prefix = f"<{record.facility << 3 | record.level}>{prefix}"
     if args.caller and record.caller is not None:
-        prefix = f"{prefix[:-1]}[{record.caller:>6}] "
+        prefix = f"{prefix[:-1]}[{printable(record.caller):>6}] "
     for line in record.text.split("\n"):
-        yield prefix + line.translate(LINE_CONTROLS)
+        yield prefix + printable(line, "\t")

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from kvm_dbg.commands.address import find_process
 from kvm_dbg.commands.base import Cell, Column, Command, Table
+from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
-from kvm_dbg.kernel.base import Lwp
+from kvm_dbg.kernel.base import Lwp, sum_times
 
 COLUMNS = (
     Column("PID", "number"),
@@ -31,20 +31,21 @@ class Lwps(Command):
     """The threads of one process, or of all."""
 
     name = "lwps"
-    summary = "List the threads of one process, or of all"
+    summary = "List the threads of some processes, or of all"
     examples = ("lwps", "lwps 1 --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("pid", metavar="PID", type=int, nargs="?", help="only the threads of this process")
+        parser.add_argument("pid", metavar="PID", type=int, nargs="*", help="only the threads of these processes")
 
     def run(self, session: Session, args: Any) -> Table:
-        if args.pid is not None:
-            find_process(session, args.pid)
-        return Table(COLUMNS, self._rows(session.system.for_each_lwp(session.kernel, args.pid)))
+        lwps = session.system.for_each_lwp
+        if not args.pid:
+            return Table(COLUMNS, self._rows(lwps(session.kernel)))
+        processes = for_each_selected(session, args.pid)
+        return Table(COLUMNS, self._rows(lwp for one in processes for lwp in lwps(session.kernel, one.pid)))
 
     def _rows(self, lwps: Iterator[Lwp]) -> Iterator[list[Cell]]:
         for lwp in lwps:
-            times = [time for time in (lwp.user_time, lwp.system_time) if time is not None]
             yield [
                 lwp.pid,
                 lwp.lid,
@@ -52,7 +53,7 @@ class Lwps(Command):
                 lwp.cpu,
                 lwp.on_cpu,
                 lwp.priority,
-                round(sum(times), 6) if times else None,
+                sum_times(lwp.user_time, lwp.system_time),
                 lwp.wait_channel,
                 lwp.name,
                 lwp.address,

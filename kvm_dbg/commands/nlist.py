@@ -13,7 +13,7 @@ from kvm_dbg.errors import CommandError
 COLUMNS = (
     Column("NAME"),
     Column("ADDRESS", "address", "at run time"),
-    Column("SIZE", "number", "bytes, 0 if unknown"),
+    Column("SIZE", "number", "bytes"),
     Column("KIND", "text", "nm's letter"),
     Column("MODULE", "text", "the module that it is from"),
 )
@@ -41,6 +41,6 @@ class Nlist(Command):
             if symbol is None:
                 yield [name, None, None, None, None]
             else:
-                yield [name, symbol.address, symbol.size, symbol.kind, symbol.module]
+                yield [name, symbol.address, symbol.size or None, symbol.kind, symbol.module]
         if missing:
             raise CommandError(f"{len(missing)} of {len(names)} names not found: {', '.join(missing)}")

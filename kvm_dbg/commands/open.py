@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kvm_dbg.commands.address import parse_hole, parse_number
+from kvm_dbg.commands.address import add_image_arguments
 from kvm_dbg.commands.base import Column, Command, Table
 from kvm_dbg.commands.coverage import describe_coverage
+from kvm_dbg.commands.render import printable
 from kvm_dbg.commands.session import OpenRequest, Session, sort_files
 from kvm_dbg.image.overlay import OverlayImage
 
@@ -21,8 +22,8 @@ COLUMNS = (
     Column("SLIDE", "address", "KASLR"),
     Column("TYPES", "text", "where types come from"),
     Column("COVERAGE"),
-    Column("WRITTEN", "number", "bytes changed in the private copy"),
-    Column("QUIRKS", "list"),
+    Column("WRITTEN", "size", "changed in the private copy, in bytes in JSON"),
+    Column("QUIRKS", "lines", "what a careful reader wants to know"),
 )
 
 
@@ -33,9 +34,7 @@ def add_open_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--search", metavar="DIR", action="append", default=[], help="search for vmlinux here first")
     group.add_argument("--kernel", metavar="N", type=int, dest="candidate", help="which of several kernels, from 1")
     group.add_argument("--force", action="store_true", help="use a kernel file that does not match")
-    group.add_argument("--base", metavar="ADDRESS", type=parse_number, help="physical address of raw RAM")
-    group.add_argument("--hole", metavar="START-END", type=parse_hole, help="hole in raw RAM")
-    group.add_argument("--format", metavar="NAME", help="take the image for this format")
+    add_image_arguments(group)
 
 
 def request_of(args: Any, files: list[str], index_directory: str | None, search: tuple[str, ...] = ()) -> OpenRequest:
@@ -102,6 +101,7 @@ class Close(Command):
 
     name = "close"
     summary = "Close the image; what was written is forgotten"
+    examples = ("close",)
     needs_kernel = False
 
     def run(self, session: Session, args: Any) -> Table:
@@ -114,6 +114,7 @@ class Status(Command):
 
     name = "status"
     summary = "Show what is open, and where symbols and types come from"
+    examples = ("status", "status --json")
     needs_kernel = False
 
     def run(self, session: Session, args: Any) -> Table:
@@ -125,7 +126,9 @@ class GetErr(Command):
 
     name = "geterr"
     summary = "Print the text of the last error, as kvm_geterr does"
+    examples = ("geterr",)
     needs_kernel = False
 
     def run(self, session: Session, args: Any) -> Table:
-        return Table((Column("ERROR"),), [(session.last_error,)], single=True, text=filter(None, [session.last_error]))
+        text = [printable(line) for line in session.last_error.splitlines()]
+        return Table((Column("ERROR"),), [(session.last_error or None,)], single=True, text=text)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kvm_dbg.commands.base import Cell, Column, Command, Table
+from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
-from kvm_dbg.errors import CommandError
-from kvm_dbg.kernel.base import Lwp, Process
+from kvm_dbg.errors import KvmDbgError
+from kvm_dbg.kernel.base import Lwp, Process, sum_times
 
 COLUMNS = (
     Column("PID", "number"),
@@ -53,38 +54,32 @@ class Procs(Command):
         parser.add_argument(
             "--pid", metavar="PID", type=int, action="append", help="only this process (may be repeated)"
         )
-        parser.add_argument("--state", metavar="LETTERS", help=f"only processes in one of these states ({LETTERS})")
+        parser.add_argument(
+            "--state",
+            metavar="LETTERS",
+            type=parse_states,
+            help=f"only processes in one of these states ({LETTERS})",
+        )
         parser.add_argument("--uid", metavar="UID", type=int, help="only processes of this effective user")
-        parser.add_argument("--tree", action="store_true", help="indent children under their parents")
-        parser.add_argument("--threads", action="store_true", help="one line for each thread")
+        shape = parser.add_mutually_exclusive_group()
+        shape.add_argument("--tree", action="store_true", help="indent children under their parents")
+        shape.add_argument("--threads", action="store_true", help="one line for each thread")
 
     def run(self, session: Session, args: Any) -> Table:
-        if args.state is not None and (not args.state or set(args.state) - set(LETTERS)):
-            raise CommandError(f"--state {args.state!r}: states are {' '.join(LETTERS)}")
         notes: list[str] = []
         processes: Iterable[Process] = self._select(session, args, notes)
         if args.tree:
-            if args.threads:
-                raise CommandError("--tree and --threads cannot be combined")
-            return Table(
-                COLUMNS, (process_row(process, depth) for process, depth in tree_order(processes)), notes=notes
-            )
+            rows = (process_row(process, depth=depth) for process, depth in tree_order(processes))
+            return Table(COLUMNS, rows, notes=notes)
         if args.threads:
-            rows = (
-                thread_row(process, lwp)
-                for process in processes
-                for lwp in session.system.for_each_lwp(session.kernel, process.pid)
-            )
+            lwps = session.system.for_each_lwp
+            rows = (process_row(one, lwp) for one in processes for lwp in lwps(session.kernel, one.pid))
             return Table(THREAD_COLUMNS, rows, notes=notes)
         return Table(COLUMNS, map(process_row, processes), notes=notes)
 
     def _select(self, session: Session, args: Any, notes: list[str]) -> Iterator[Process]:
-        wanted = set(args.pid or ())
         unread = 0
-        for process in session.system.for_each_process(session.kernel):
-            if args.pid is not None and process.pid not in wanted:
-                continue
-            wanted.discard(process.pid)
+        for process in for_each_selected(session, args.pid):
             if args.state is not None and process.state not in args.state:
                 continue
             if args.uid is not None and process.uid != args.uid:
@@ -92,10 +87,14 @@ class Procs(Command):
             unread += bool(process.unread)
             yield process
         if unread:
-            notes.append(f"{unread} processes have fields whose memory is not in the image, shown as -")
-        if wanted:
-            missing = ", ".join(map(str, sorted(wanted)))
-            raise CommandError(f"no process with PID {missing} in this image")
+            notes.append(f"fields whose memory is not in the image are shown as -, in {unread} of these processes")
+
+
+def parse_states(text: str) -> str:
+    """Return state letters. Raises ArgumentTypeError."""
+    if not text or set(text) - set(LETTERS):
+        raise argparse.ArgumentTypeError(f"{text!r}: states are {' '.join(LETTERS)}")
+    return text
 
 
 def kibibytes(size: int | None) -> int | None:
@@ -103,22 +102,29 @@ def kibibytes(size: int | None) -> int | None:
     return None if size is None else size >> 10
 
 
-def process_row(process: Process, depth: int = 0) -> list[Cell]:
-    """Return the row of a process; `depth` indents the command."""
-    times = [time for time in (process.user_time, process.system_time) if time is not None]
-    command = f"[{process.command}]" if process.kernel_thread else process.command
+def process_row(process: Process, lwp: Lwp | None = None, depth: int = 0) -> list[Cell]:
+    """Return the row of a process, or of its thread `lwp`, with that one's own id, state, CPU, times and address.
+
+    Args:
+        process: the process.
+        lwp: one of its threads.
+        depth: how far the command is indented.
+    """
+    one = process if lwp is None else lwp
+    name = process.command if lwp is None else lwp.name
     return [
         process.pid,
+        *([] if lwp is None else [lwp.lid]),
         process.ppid,
         process.uid,
-        process.state + process.flags,
-        process.cpu,
+        one.state + process.flags,
+        one.cpu,
         kibibytes(process.rss),
-        round(sum(times), 6) if times else None,
+        sum_times(one.user_time, one.system_time),
         process.tty,
-        "  " * depth + command,
-        process.address,
-        process.state,
+        "  " * depth + (f"[{name}]" if process.kernel_thread else name),
+        one.address,
+        one.state,
         process.pgid,
         process.sid,
         process.ruid,
@@ -127,41 +133,31 @@ def process_row(process: Process, depth: int = 0) -> list[Cell]:
         process.nice,
         process.threads,
         kibibytes(process.vsize),
-        process.user_time,
-        process.system_time,
+        one.user_time,
+        one.system_time,
         process.start_time,
         process.kernel_thread,
-        list(process.unread),
+        list(process.unread if lwp is None else dict.fromkeys((*process.unread, *lwp.unread))),
     ]
-
-
-def thread_row(process: Process, lwp: Lwp) -> list[Cell]:
-    """Return the row of one thread: its own state, CPU and time in its process's row."""
-    row = process_row(process)
-    times = [time for time in (lwp.user_time, lwp.system_time) if time is not None]
-    row[3] = lwp.state + process.flags
-    row[4] = lwp.cpu
-    row[6] = round(sum(times), 6) if times else None
-    row[8] = f"[{lwp.name}]" if lwp.kernel_thread else lwp.name
-    row[9] = lwp.address
-    row[10] = lwp.state
-    row[15 + 4] = lwp.user_time
-    row[15 + 5] = lwp.system_time
-    return [row[0], lwp.lid, *row[1:]]
 
 
 def tree_order(processes: Iterable[Process]) -> Iterator[tuple[Process, int]]:
     """Yield (process, depth), children after their parents; those with an absent parent are roots."""
-    everyone = {process.pid: process for process in processes}
+    everyone: dict[int, Process] = {}
+    failure: KvmDbgError | None = None
+    try:
+        for process in processes:
+            everyone[process.pid] = process
+    except KvmDbgError as error:  # those that were found are shown first
+        failure = error
     children: dict[int | None, list[Process]] = {}
     for process in everyone.values():
         parent = process.ppid if process.ppid in everyone and process.ppid != process.pid else None
         children.setdefault(parent, []).append(process)
     seen: set[int] = set()
-    for start in (None, *everyone):  # a second round finds those that hang in a loop of parents
-        stack = [(process, 0) for process in reversed(children.get(start, ()))] if start is None else []
-        if start is not None and start not in seen:
-            stack = [(everyone[start], 0)]
+    # After the roots, everyone once more: processes whose parents form a loop hang under no root.
+    for start in (*children.get(None, ()), *everyone.values()):
+        stack = [(start, 0)]
         while stack:
             process, depth = stack.pop()
             if process.pid in seen:
@@ -169,3 +165,5 @@ def tree_order(processes: Iterable[Process]) -> Iterator[tuple[Process, int]]:
             seen.add(process.pid)
             yield process, depth
             stack.extend((child, depth + 1) for child in reversed(children.get(process.pid, ())))
+    if failure is not None:
+        raise failure

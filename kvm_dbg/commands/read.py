@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kvm_dbg.commands.address import address_space, evaluate_address, parse_size
+from kvm_dbg.commands.address import check_range, evaluate_address, parse_number, parse_size
 from kvm_dbg.commands.base import Column, Command, Table
+from kvm_dbg.commands.process import address_space
 from kvm_dbg.commands.session import Session
-from kvm_dbg.errors import CommandError
+from kvm_dbg.errors import CommandError, FileAccessError
 from kvm_dbg.image.base import PartialRead
 
 COLUMNS = (
@@ -28,7 +30,7 @@ class Read(Command):
     summary = "Read memory by virtual or physical address"
     description = (
         "ADDRESS is a number, SYMBOL or SYMBOL+OFFSET; in the kernel's address space, in a process's with --pid, or\n"
-        "physical with --phys. Bytes that the image does not have are shown as --, and make the command fail."
+        "physical (a number) with --phys. Bytes that the image does not have are shown as -- and make the command fail."
     )
     examples = ("read linux_banner 128", "read --phys 0x1000 64 --json", "read init_task 64 --raw init_task.bin")
 
@@ -40,15 +42,14 @@ class Read(Command):
         space = parser.add_mutually_exclusive_group()
         space.add_argument("--pid", metavar="PID", type=int, help="in the address space of this process")
         space.add_argument("--phys", action="store_true", help="a physical address")
-        parser.add_argument("--raw", metavar="FILE", help="write the bytes into FILE instead; nothing may be missing")
+        parser.add_argument("--raw", metavar="FILE", help="write the bytes into a new FILE; none may be missing")
 
     def run(self, session: Session, args: Any) -> Table:
-        address = evaluate_address(session, args.address)
+        address = physical_address(args.address) if args.phys else evaluate_address(session, args.address)
+        check_range(address, args.size)
         reader = session.image if args.phys else address_space(session, args.pid)
         if args.raw is not None:
-            with create_file(args.raw) as file:
-                for at in range(address, address + args.size, CHUNK):
-                    file.write(reader.read(at, min(CHUNK, address + args.size - at)))
+            save(args.raw, reader.read, address, args.size)
             return Table(COLUMNS[:2], [(address, args.size)], single=True)
         rows = self._rows(reader.read_partial, address, args.size)
         text = (line for row_address, _, digits in rows for line in hex_lines(row_address, digits))
@@ -70,12 +71,36 @@ class Read(Command):
             raise CommandError(f"{lost} of {size} bytes are not in the image or not mapped, the first at {first:#x}")
 
 
-def create_file(path: str) -> Any:
-    """Open a new file for writing. Raises CommandError if it exists or cannot be made."""
+def physical_address(text: str) -> int:
+    """Return a physical address given by number. Raises CommandError."""
     try:
-        return open(path, "xb")
+        return parse_number(text)
+    except argparse.ArgumentTypeError as error:
+        raise CommandError(f"--phys: {error}") from None
+
+
+def save(path: str, read: Callable[[int, int], bytes], address: int, size: int) -> None:
+    """Write memory into the new file `path`; if that fails, there is no file.
+
+    Raises:
+        FileAccessError: the file exists, or cannot be made or written.
+        ReadError: some byte is missing.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except (OSError, ValueError) as error:
+        raise FileAccessError(path, getattr(error, "strerror", None) or str(error)) from error
+    done = False
+    try:
+        with open(descriptor, "wb") as file:
+            for at in range(address, address + size, CHUNK):
+                file.write(read(at, min(CHUNK, address + size - at)))
+        done = True
     except OSError as error:
-        raise CommandError(f"{path}: {error.strerror}") from error
+        raise FileAccessError(path, error.strerror or str(error)) from error
+    finally:
+        if not done:
+            os.unlink(path)
 
 
 def hex_lines(address: int, digits: str) -> Iterator[str]:

@@ -1,28 +1,45 @@
-"""Tables as text, JSON and CSV: pieces of output, in order, as soon as they are known."""
+"""Tables as text, JSON and CSV: pieces of output, in order, as soon as they are known.
+
+Strings out of an image are printed with what is not printable escaped: a dump must not drive the terminal. JSON
+escapes on its own; CSV keeps line breaks and tabs, which its quoting is for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kvm_dbg.commands.base import Cell, Column, Table
 from kvm_dbg.errors import KvmDbgError
 
 SAMPLE_ROWS = 100  # rows that are looked at before the widths of a text table are settled
-NUMERIC = ("number", "float", "address", "duration")
-# C0 and C1 controls, DEL, and the Unicode marks that turn text around: a dump's strings must not drive the terminal.
-CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
-    code: f"\\u{code:04x}"
-    for code in (*range(0x200E, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)
-}
+NUMERIC = ("number", "size", "float", "address", "duration")
 SAFE_WORD = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789@%+=:,./-_")
-LINE_CONTROLS = {code: text for code, text in CONTROLS.items() if code != ord("\t")}
+UNITS = ("KiB", "MiB", "GiB")
 
 
-def printable(text: str | bytes) -> str:
-    r"""Return text that is safe to print on one line: bytes that are not UTF-8 and control characters as \xNN."""
+def printable(text: str | bytes, keep: str = "") -> str:
+    r"""Return text that is safe to print on one line.
+
+    Bytes that are not UTF-8 and control characters become \xNN; so do, as \uNNNN, the Unicode characters that
+    turn text around, separate lines or do not show at all.
+
+    Args:
+        text: any text.
+        keep: characters that are safe here all the same.
+    """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
-    return text if text.isascii() and text.isprintable() else text.translate(CONTROLS)
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in keep else escape(char) for char in text)
+
+
+def escape(char: str) -> str:
+    r"""Return a character as \xNN, \uNNNN or \UNNNNNNNN."""
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def quoted(text: str) -> str:
@@ -46,28 +63,45 @@ def format_duration(seconds: float) -> str:
     return f"{days}-{hours:02}:{minutes:02}:{whole:02}"
 
 
+def format_size(size: int) -> str:
+    """Return a size in bytes with a binary unit."""
+    if size < 1024:
+        return f"{size} bytes"
+    number = float(size)
+    for unit in UNITS:
+        number /= 1024
+        if number < 1024:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1024:.1f} TiB"
+
+
 def format_cell(column: Column, cell: Cell) -> str:
     """Return a cell as text for people; None is "-"."""
     if cell is None:
         return "-"
-    kind = column.kind
-    if kind == "address" and isinstance(cell, int):
-        return f"{cell:#x}"
+    if isinstance(cell, str):
+        return printable(cell)
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    if kind == "duration" and isinstance(cell, (int, float)):
-        return format_duration(cell)
-    if kind == "float" and isinstance(cell, float):
-        return f"{cell:.2f}"
     if isinstance(cell, list):
-        return " ".join(map(quoted, cell)) if kind == "argv" else ", ".join(map(printable, cell)) or "-"
-    return printable(cell) if isinstance(cell, str) else str(cell)
+        words = [f"{item:.2f}" if isinstance(item, float) else item for item in cell]
+        return " ".join(map(quoted, words)) if column.kind == "argv" else ", ".join(map(printable, words)) or "-"
+    kind = column.kind
+    if kind == "address":
+        return f"{cell:#x}" if isinstance(cell, int) else str(cell)
+    if kind == "duration":
+        return format_duration(cell)
+    if kind == "size":
+        return format_size(int(cell))
+    return f"{cell:.2f}" if kind == "float" else str(cell)
 
 
 def json_cell(column: Column, cell: Cell) -> Cell:
     """Return a cell as JSON shall have it: addresses as strings, since 64 bits do not survive every JSON reader."""
     if column.kind == "address" and isinstance(cell, int) and not isinstance(cell, bool):
         return f"{cell:#x}"
+    if isinstance(cell, float) and not -1e300 < cell < 1e300:  # JSON knows neither infinity nor NaN
+        return None
     return cell
 
 
@@ -79,14 +113,21 @@ def render_text(table: Table) -> Iterator[str]:
         return
     shown = [index for index, column in enumerate(table.columns) if not column.extra]
     columns = [table.columns[index] for index in shown]
-    if table.single:
-        width = max(len(column.name) for column in columns)
-        for row in table.rows:
-            for index, column in zip(shown, columns, strict=True):
-                if row[index] is not None and row[index] != []:
-                    yield f"{column.name.lower():>{width}}: {format_cell(column, row[index])}\n"
+    rows = ([row[index] for index in shown] for row in table.rows)
+    if not table.single:
+        yield from _render_columns(columns, rows)
         return
-    yield from _render_columns(columns, ([row[index] for index in shown] for row in table.rows))
+    width = max(len(column.name) for column in columns)
+    for row in rows:
+        for column, cell in zip(columns, row, strict=True):
+            if cell is None or cell in ("", []):
+                continue
+            if column.kind == "lines" and isinstance(cell, list):
+                values = [printable(str(item)) for item in cell]
+            else:
+                values = [format_cell(column, cell)]
+            yield f"{column.key:>{width}}: {values[0]}\n"
+            yield from (f"{'':{width}}  {value}\n" for value in values[1:])
 
 
 def _render_columns(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> Iterator[str]:
@@ -101,14 +142,10 @@ def _render_columns(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -
     except KvmDbgError as error:  # what was found before it is shown first
         failure = error
     widths = [max([len(column.name), *(len(row[at]) for row in sample)]) for at, column in enumerate(columns)]
-    right = [column.kind in NUMERIC for column in columns]
+    pad: list[Callable[[str, int], str]] = [str.rjust if column.kind in NUMERIC else str.ljust for column in columns]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(cells, widths, right, strict=True)
-        ]
-        return " ".join(padded).rstrip() + "\n"
+        return " ".join(put(cell, width) for put, cell, width in zip(pad, cells, widths, strict=True)).rstrip() + "\n"
 
     yield line([column.name for column in columns])
     for cells in sample:
@@ -154,18 +191,23 @@ def render_csv(table: Table) -> Iterator[str]:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\r\n")
 
-    def take() -> str:
+    def line(cells: Iterable[Cell]) -> str:
+        writer.writerow([csv_cell(cell) for cell in cells])
         text = buffer.getvalue()
         buffer.seek(0)
         buffer.truncate()
         return text
 
-    writer.writerow([column.key for column in table.columns])
-    yield take()
+    yield line(column.key for column in table.columns)
     for row in table.rows:
-        cells = [json_cell(column, cell) for column, cell in zip(table.columns, row, strict=True)]
-        writer.writerow([" ".join(cell) if isinstance(cell, list) else cell for cell in cells])
-        yield take()
+        yield line(json_cell(column, cell) for column, cell in zip(table.columns, row, strict=True))
+
+
+def csv_cell(cell: Cell) -> Cell:
+    """Return a cell as one CSV field; the words of a list are quoted as for a shell."""
+    if isinstance(cell, list):
+        return " ".join(quoted(item) if isinstance(item, str) else str(item) for item in cell)
+    return printable(cell, "\n\t") if isinstance(cell, str) else cell
 
 
 RENDERERS = {"text": render_text, "json": render_json, "csv": render_csv}

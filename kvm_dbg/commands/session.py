@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError
+from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError, UsageError
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
@@ -40,20 +40,20 @@ def sort_files(files: list[str]) -> tuple[str | None, tuple[str, ...]]:
     """Return (vmlinux or None, images) of files named in any order: an ELF file that is no core is the kernel's.
 
     Raises:
-        CommandError: two kernel files, or no image.
+        UsageError: two kernel files, or no image.
     """
     vmlinux: str | None = None
     images: list[str] = []
     for path in files:
         if is_kernel_file(path):
             if vmlinux is not None:
-                raise CommandError(f"two kernel files given: {vmlinux} and {path}")
+                raise UsageError(f"two kernel files given: {vmlinux} and {path}")
             vmlinux = path
         else:
             images.append(path)
     if not images:
         hint = f" ({vmlinux} is a kernel file)" if vmlinux is not None else ""
-        raise CommandError(f"no image given{hint}: open [VMLINUX] IMAGE...")
+        raise UsageError(f"no image given{hint}: open [VMLINUX] IMAGE...")
     return vmlinux, tuple(images)
 
 
@@ -102,6 +102,10 @@ class Session:
         if self._kernel is None:
             raise CommandError("no image is open: use `open [VMLINUX] IMAGE...` first")
         return self._kernel
+
+    def require_kernel(self) -> None:
+        """Raise CommandError if no image is open."""
+        _ = self.kernel
 
     @property
     def system(self) -> OperatingSystem:

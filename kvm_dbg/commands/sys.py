@@ -6,7 +6,6 @@ from typing import Any
 
 from kvm_dbg.commands.base import Column, Command, Table
 from kvm_dbg.commands.coverage import describe_coverage
-from kvm_dbg.commands.render import format_duration
 from kvm_dbg.commands.session import Session
 
 COLUMNS = (
@@ -19,11 +18,11 @@ COLUMNS = (
     Column("VERSION"),
     Column("MACHINE"),
     Column("CPUS", "number"),
-    Column("MEMORY", "number", "bytes"),
+    Column("MEMORY", "size", "RAM of the machine, in bytes in JSON"),
     Column("PAGE_SIZE", "number", "bytes"),
     Column("DATE", "text", "when the image was taken, UTC"),
-    Column("UPTIME", "duration"),
-    Column("LOAD", "list"),
+    Column("UPTIME", "duration", "in seconds in JSON"),
+    Column("LOAD", "list", "averages of 1, 5 and 15 minutes"),
     Column("TASKS", "number"),
     Column("SLIDE", "address", "KASLR"),
     Column("TAINTS"),
@@ -34,7 +33,7 @@ COLUMNS = (
     Column("PANIC_PID", "number"),
     Column("PANIC_COMMAND"),
     Column("PANIC_TASK", "address"),
-    Column("QUIRKS", "list"),
+    Column("QUIRKS", "lines", "what a careful reader wants to know"),
 )
 
 
@@ -64,11 +63,11 @@ class Sys(Command):
             summary.memory,
             summary.page_size,
             format_date(summary.date),
-            summary.uptime if args.output else _uptime(summary.uptime),
-            None if load is None else [f"{value:.2f}" for value in (load.one, load.five, load.fifteen)],
+            summary.uptime,
+            None if load is None else [round(value, 2) for value in (load.one, load.five, load.fifteen)],
             summary.tasks,
             summary.slide,
-            summary.taints,
+            summary.taints or None,
             summary.command_line,
             describe_coverage(session.image),
             summary.panic_message,
@@ -79,10 +78,6 @@ class Sys(Command):
             [*info.quirks, *getattr(session.kernel, "quirks", ())],
         )
         return Table(COLUMNS, [row], single=True)
-
-
-def _uptime(seconds: float | None) -> str | None:
-    return None if seconds is None else format_duration(seconds)
 
 
 def format_date(seconds: float | None) -> str | None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvm_dbg.arch.base import Walk
-from kvm_dbg.commands.address import evaluate_address, find_process
+from kvm_dbg.commands.address import evaluate_address
 from kvm_dbg.commands.base import Column, Command, Table
+from kvm_dbg.commands.process import find_process
 from kvm_dbg.commands.session import Session
 from kvm_dbg.kernel import walk_address
 

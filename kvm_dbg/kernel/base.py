@@ -111,6 +111,13 @@ class Lwp:
     unread: tuple[str, ...] = ()
 
 
+def sum_times(user: float | None, system: float | None) -> float | None:
+    """Return the sum of two times in seconds, to the microsecond; of the one that is known, None if neither is."""
+    if user is None and system is None:
+        return None
+    return round((user or 0.0) + (system or 0.0), 6)
+
+
 @dataclass(frozen=True, slots=True)
 class Module:
     """A loadable module. `sections` maps a section's name to its run-time address, where the kernel keeps them."""
