@@ -112,7 +112,8 @@ def read_leaders(kernel: Kernel) -> tuple[list[Record], KvmDbgError | None]:
     """
     leaders: list[Record] = []
     try:
-        leaders.extend(for_each_leader(kernel))
+        for task in for_each_leader(kernel):
+            leaders.append(task)  # one by one: those before an error count
     except (ReadError, CorruptError) as error:
         _add_numbered(kernel, leaders)
         return sorted(leaders, key=_by_tgid), error
