@@ -26,7 +26,7 @@ from tests.writers.kdump import METHODS, write_kdump
 from tests.writers.lime import write_lime
 from tests.writers.memory import make_memory
 
-MUTANTS = 700  # for each kind of file
+MUTANTS = 400  # for each kind of file
 SECONDS = 1.0  # of CPU time, for any one mutant
 GROWTH = 160 << 20  # bytes of address space, of the whole process, over all mutants of a kind
 
