@@ -93,7 +93,8 @@ _pip() { # PYTHON ARGUMENT...
 provision_venv() {
     local extra=${1-test} python wanted
     wanted="$extra $(sha256sum "$ROOT/pyproject.toml" | cut -d' ' -f1) $ROOT"
-    if [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.provisioned" 2>/dev/null)" = "$wanted" ]; then
+    # Whatever extra it has, it has the package itself as well.
+    if [ -x "$VENV/bin/python" ] && [[ "$(cat "$VENV/.provisioned" 2>/dev/null)" == ${extra:-*}"${wanted#"$extra"}" ]]; then
         say "$VENV is up to date"
         return 0
     fi

@@ -23,7 +23,7 @@ def tracked_files() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0:
         return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
-    folders = ("kvm_dbg", "tests", "gdb", "lldb", "scripts", "docs", "benchmarks", "demo")
+    folders = ("kvm_dbg", "tests", "gdb", "lldb", "scripts", "docs", "benchmarks", "sample")
     return [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
 
 

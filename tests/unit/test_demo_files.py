@@ -6,7 +6,7 @@ import hashlib
 import tarfile
 from pathlib import Path
 
-DEMO = Path(__file__).resolve().parents[2] / "demo"
+DEMO = Path(__file__).resolve().parents[2] / "sample"
 SIZE_LIMIT = 8 << 20  # bytes, dump and kernel together
 
 

@@ -5,8 +5,8 @@ Everything comes from Debian 12 packages: linux-source-6.1 (downloaded, not inst
 libssl-dev, dwarves, dwz, gcc, libc6-dev, make, xz-utils, busybox-static, qemu-system-x86, makedumpfile. It needs no
 root rights.
 
-    demo/build.py --work DIR                  all steps, about 15 minutes on two cores
-    demo/build.py --work DIR boot pack        only these steps, on what earlier ones left in DIR
+    sample/build.py --work DIR                  all steps, about 15 minutes on two cores
+    sample/build.py --work DIR boot pack        only these steps, on what earlier ones left in DIR
 
 The steps, in order:
 
