@@ -4,7 +4,7 @@ Facts: include/uapi/linux/btf.h and Documentation/bpf/btf.rst; the bytes are `bt
 - A struct's kind flag says how members' offsets are coded: with it, the upper 8 bits are a bit-field's size; without
   it, a bit-field is a member whose INT has fewer bits than its bytes (and may start at a bit of its own).
 - The kind flag of an ENUM says that its values are signed. Writers before pahole 1.24 never set it and had no ENUM64;
-  in such BTF a value with the top bit set is taken for a negative one.
+  in such BTF a value with the top bit set is taken for a negative one, and of 64-bit values the upper half is lost.
 - BTF does not say how large a pointer is: it is as large as `long`.
 """
 
