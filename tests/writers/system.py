@@ -1,0 +1,370 @@
+"""A whole little operating system, for tests of the commands, the command line and kvm(3).
+
+It stands in the place of the registry `kvm_dbg.kernel.SYSTEMS` (see `installed`), so that everything above runs as
+it does on a real image: a file is opened by its reader, memory is read through real page tables, and only what the
+operating system says of itself is made up here. Some of its strings try to drive the terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvm_dbg.arch.base import Paging
+from kvm_dbg.arch.x86_64 import X86_64
+from kvm_dbg.errors import CommandError, CorruptError, KernelNotFoundError, NotInImageError
+from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.kernel import Identity
+from kvm_dbg.kernel.base import (
+    Kernel,
+    LoadAverage,
+    LogRecord,
+    Lwp,
+    Module,
+    OpenFile,
+    Process,
+    SystemSummary,
+)
+from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.symbols.base import Symbol
+from tests.writers.lime import write_lime
+from tests.writers.page_table import PageTables
+from tests.writers.stand_in import NoTypes, Symbols
+
+PAGE = 4096
+TEXT = 0xFFFFFFFF_81000000
+DATA = TEXT + PAGE
+GONE = TEXT + 2 * PAGE  # mapped, but its page is not in the image; nothing is mapped after it
+USER = 0x40_0000
+TEXT_BYTES = bytes(index * 3 & 0xFF for index in range(PAGE))
+DATA_BYTES = (b"Little version 1.0 (nobody@nowhere)\n\0" + bytes(64)).ljust(PAGE, b"\x5a")
+USER_BYTES = b"user memory of init".ljust(PAGE, b"\0")
+ESCAPE = "\x1b]0;owned\x07\u202e"  # sets the title of a terminal, and turns what follows around
+TTY = 0x8801  # device number of pts/1
+BIG_ID = 4_000_000_000
+
+INIT = Process(
+    1,
+    TEXT + 0x100,
+    ppid=0,
+    pgid=1,
+    sid=1,
+    uid=0,
+    ruid=0,
+    svuid=0,
+    gid=0,
+    rgid=0,
+    svgid=0,
+    state="S",
+    flags="s",
+    nice=0,
+    priority=20,
+    cpu=0,
+    rss=3 << 20,
+    vsize=8 << 20,
+    user_time=1.25,
+    system_time=2.5,
+    start_time=1700000000.25,
+    command="init",
+)
+KTHREAD = Process(
+    2, TEXT + 0x200, ppid=0, pgid=0, sid=0, uid=0, gid=0, state="I", command="kthreadd", kernel_thread=True
+)
+SHELL = Process(
+    40,
+    TEXT + 0x300,
+    ppid=1,
+    pgid=40,
+    sid=40,
+    uid=1000,
+    ruid=1001,
+    svuid=1002,
+    gid=100,
+    rgid=101,
+    svgid=102,
+    groups=(100, 27),
+    state="S",
+    flags="sl",
+    nice=-5,
+    priority=15,
+    cpu=1,
+    threads=2,
+    rss=1 << 20,
+    vsize=2 << 20,
+    user_time=90061.0,
+    system_time=0.0,
+    start_time=1700000001.0,
+    tty="pts/1",
+    tty_device=TTY,
+    tty_pgid=41,
+    command=f"sh{ESCAPE}",
+)
+JOB = Process(
+    41,
+    TEXT + 0x400,
+    ppid=40,
+    pgid=41,
+    sid=40,
+    uid=BIG_ID,
+    ruid=1001,
+    gid=100,
+    rgid=BIG_ID,
+    state="R",
+    flags="+",
+    nice=0,
+    priority=20,
+    tty="pts/1",
+    tty_device=TTY,
+    tty_pgid=41,
+    command='job, "quoted"',
+)
+ZOMBIE = Process(
+    42, TEXT + 0x500, ppid=40, pgid=40, sid=40, uid=1000, ruid=1001, gid=100, rgid=101, state="Z", command="dead"
+)
+LOST = Process(
+    50, TEXT + 0x600, ppid=1, pgid=50, sid=50, state="S", command="lost", unread=("uid", "gid", "rss", "tty_device")
+)
+PROCESSES = (INIT, KTHREAD, SHELL, JOB, ZOMBIE, LOST)
+LWPS = {
+    1: (
+        Lwp(
+            1,
+            1,
+            INIT.address,
+            "S",
+            0,
+            priority=20,
+            user_time=1.25,
+            system_time=2.5,
+            wait_channel="do_epoll",
+            name="init",
+        ),
+    ),
+    40: (
+        Lwp(40, 40, SHELL.address, "S", 1, priority=15, user_time=1.0, system_time=0.5, name="sh"),
+        Lwp(
+            45, 40, SHELL.address + 8, "R", 0, True, priority=15, user_time=0.0, name="worker", unread=("system_time",)
+        ),
+    ),
+}
+ARGUMENTS: dict[int, list[bytes]] = {
+    1: [b"/sbin/init", b"--flag=a b", b""],
+    40: [b"-sh", b"\xff\x1b[2J", b"it's"],
+    41: [b"job"],
+}
+ENVIRONMENT: dict[int, list[bytes]] = {1: [b"HOME=/", b"TERM=linux"], 40: [], 41: [b"PATH=/bin:/usr/bin"]}
+FILES = (
+    OpenFile(1, 0, TEXT + 0x700, "chr", "/dev/null", 0x2, 0, 4),
+    OpenFile(1, 1, TEXT + 0x708, "reg", f"/tmp/{ESCAPE}", 0x8001, 4096, 12),
+    OpenFile(40, 0, TEXT + 0x700, "chr", "/dev/null", 0x2, 0, 4),
+    OpenFile(40, 3, TEXT + 0x710, "sock", "socket:[77]", 0x2, 0, 77),
+    OpenFile(40, 4, TEXT + 0x718, "fifo", "pipe:[78]", 0, 0, 78),
+    OpenFile(40, 5, TEXT + 0x720, "anon", None, 0, None, None, unread=("path",)),
+)
+LOG = (
+    LogRecord(0, 0.0, 0, 5, "Little version 1.0"),
+    LogRecord(1, 1.5, 0, 3, "disk\ton fire\nsecond line", "T40"),
+    LogRecord(2, 12345.678901, 3, 6, f"user says {ESCAPE}", "C1"),
+)
+MODULES = (
+    Module("ext9", TEXT + 0x100000, 8192, (), 0, "live", "OE", TEXT + 0x800, "abcd"),
+    Module("core9", TEXT + 0x200000, 4096, ("ext9",), 1, "live", "", TEXT + 0x900),
+)
+LOAD = LoadAverage(0.5, 1.25, 12.004, 1, 7, 50)
+SUMMARY = SystemSummary(
+    "Little",
+    "1.0-little",
+    "#1 for tests",
+    "x86_64",
+    "box",
+    cpus=2,
+    date=1700000100.0,
+    uptime=100.0,
+    load_average=LOAD,
+    tasks=8,
+    memory=64 << 20,
+    page_size=PAGE,
+    slide=0x1000000,
+    panic_message="Oops: not on purpose",
+    panic_cpu=1,
+    panic_task=JOB,
+    panic_lid=41,
+    taints="",
+    command_line="quiet",
+)
+
+
+class LittleKernel(Kernel):
+    """The kernel in every image."""
+
+    release = "1.0-little"
+    slide = 0x1000000
+
+    def __init__(self, image: MemoryImage, vmlinux: str | None) -> None:
+        self.image = image
+        self.arch = X86_64
+        self.types = NoTypes()
+        self.symbols = Symbols(
+            [
+                Symbol("_text", TEXT, 0, "T"),
+                Symbol("start", TEXT, 64, "t"),
+                Symbol("text", TEXT + 8, 8, "T"),
+                Symbol("banner", DATA, 37, "R"),
+                Symbol("counter", DATA + 64, 8, "b"),
+                Symbol("absolute", 0x100, 0, "A"),
+                Symbol("odd", DATA + 72),
+                Symbol("ext_init", TEXT + 0x100000, 16, "t", "ext9"),
+            ]
+        )
+        self.vmlinux_path = vmlinux
+        self.quirks = ("its kernel was made up",)
+        self.space = ImageSpace(self.arch, image, Paging(0x1000, 4))
+
+    def read(self, vaddr: int, size: int) -> bytes:
+        return self.space.read(vaddr, size)
+
+    def translate(self, vaddr: int) -> int:
+        return self.space.translate(vaddr)
+
+
+class LittleSystem:
+    """The operating system. `broken` names the lists that end in an error: "processes", "log", "modules", "load"."""
+
+    name = "Little"
+
+    def __init__(self) -> None:
+        self.broken: set[str] = set()
+        self.processes: tuple[Process, ...] = PROCESSES
+
+    def _end(self, what: str) -> None:
+        if what in self.broken:
+            raise CorruptError(0xDEAD0000, f"the list of {what} leads nowhere{ESCAPE}")
+
+    def for_each_process(self, kernel: Kernel) -> Iterator[Process]:
+        yield from self.processes
+        self._end("processes")
+
+    def for_each_lwp(self, kernel: Kernel, pid: int | None = None) -> Iterator[Lwp]:
+        for owner, lwps in LWPS.items():
+            if pid in (None, owner):
+                yield from lwps
+
+    def read_arguments(self, kernel: Kernel, process: Process) -> list[bytes] | None:
+        if process is LOST:
+            raise NotInImageError(0x5000, PAGE, "excluded", "little")
+        return ARGUMENTS.get(process.pid)
+
+    def read_environment(self, kernel: Kernel, process: Process) -> list[bytes] | None:
+        if process is LOST:
+            raise NotInImageError(0x5000, PAGE, "excluded", "little")
+        return ENVIRONMENT.get(process.pid)
+
+    def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
+        yield from (file for file in FILES if pid in (None, file.pid))
+
+    def read_load_average(self, kernel: Kernel) -> LoadAverage:
+        self._end("load")
+        return LOAD
+
+    def for_each_log_record(self, kernel: Kernel) -> Iterator[LogRecord]:
+        yield from LOG
+        self._end("log")
+
+    def for_each_module(self, kernel: Kernel) -> Iterator[Module]:
+        yield from MODULES
+        self._end("modules")
+
+    def read_summary(self, kernel: Kernel) -> SystemSummary:
+        return SUMMARY
+
+    def for_each_thread(self, kernel: Kernel) -> Iterator[Any]:
+        yield from ()
+
+    def address_space(self, kernel: LittleKernel, address: int) -> ImageSpace:
+        if address != INIT.address:
+            raise CommandError("it has no user memory")
+        return kernel.space
+
+    def kernel_space(self, kernel: LittleKernel) -> ImageSpace:
+        return kernel.space
+
+    def symbolize(self, kernel: Kernel, address: int) -> str | None:
+        return None
+
+
+class EndlessSystem(LittleSystem):
+    """The same, with a log that never ends."""
+
+    def for_each_log_record(self, kernel: Kernel) -> Iterator[LogRecord]:
+        sequence = 0
+        while True:
+            yield LogRecord(sequence, sequence / 1000, 0, 6, "and so on")
+            sequence += 1
+
+
+class Registered:
+    """The entry in the registry."""
+
+    name = "Little"
+
+    def __init__(self, system: LittleSystem) -> None:
+        self.system = system
+        self.opened: list[dict[str, Any]] = []
+
+    def identify(self, image: MemoryImage, progress: object) -> list[Identity]:
+        if b"nothing" in image.paths[0].encode():
+            raise KernelNotFoundError("no kernel is in it")
+        paging = Paging(0x1000, 4)
+        return [Identity("Little", "x86_64", "1.0-little", "#1", paging, 0x1000000, "c0ffee", True, "Little 1.0")]
+
+    def open(self, image: MemoryImage, path: str | None, **options: Any) -> Kernel:
+        self.identify(image, None)
+        self.opened.append(options)
+        return LittleKernel(image, path)
+
+    def owns(self, kernel: Kernel) -> bool:
+        return isinstance(kernel, LittleKernel)
+
+    def room(self) -> LittleSystem:
+        return self.system
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Registered:
+    """Make the little system the only one, for one test."""
+    entry = Registered(LittleSystem())
+    monkeypatch.setattr("kvm_dbg.kernel.SYSTEMS", (entry,))
+    return entry
+
+
+def main(words: list[str]) -> int:
+    """Run `kvm-dbg` with the little system in every image; the first word may be "--endless"."""
+    import kvm_dbg.kernel
+    from kvm_dbg.cli import main as run
+
+    endless = words[:1] == ["--endless"]
+    entry = Registered(EndlessSystem() if endless else LittleSystem())
+    kvm_dbg.kernel.SYSTEMS = (entry,)  # type: ignore[assignment]
+    return run(words[endless:])
+
+
+def write_image(path: Path) -> str:
+    """Write the image of a machine that runs it, and return its path."""
+    tables = PageTables()
+    for vaddr, paddr, data in (
+        (TEXT, 0x200000, TEXT_BYTES),
+        (DATA, 0x201000, DATA_BYTES),
+        (USER, 0x300000, USER_BYTES),
+    ):
+        tables.page(paddr, data)
+        tables.map(vaddr, paddr)
+    tables.map(GONE, 0x400000)
+    path.write_bytes(write_lime(sorted(tables.segments().items())))
+    return str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
