@@ -80,6 +80,7 @@ class World(Kernel):
         self.reads += 1
         start = vaddr - START
         pages = range((start) // PAGE, (start + max(size, 1) - 1) // PAGE + 1)
+        self.memory += bytes(-len(self.memory) % PAGE)  # memory comes in pages
         if start < 0 or start + size > len(self.memory) or self.missing.intersection(pages):
             raise NotMappedError(vaddr, "nothing was placed there")
         return bytes(self.memory[start : start + size])
