@@ -10,11 +10,14 @@ from kvm_dbg.arch.base import Arch, Paging
 from kvm_dbg.debuginfo.base import TypeTable
 from kvm_dbg.elf import SHT_NOBITS
 from kvm_dbg.errors import (
+    CorruptError,
     FileAccessError,
     FormatError,
     KernelMismatchError,
     KernelNotFoundError,
+    ReadError,
     UnknownFormatError,
+    UnsupportedError,
 )
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.index import Index
@@ -119,10 +122,14 @@ def open_linux(
     kernel, places = _search(image, boot, index_directory, search)
     if kernel is not None:
         return kernel
+    kernel, why = _from_memory(image, boot, index_directory)
+    if kernel is not None:
+        return kernel
     raise KernelNotFoundError(
         f"no vmlinux found for {boot.release or 'the kernel in the image'}"
         + (f" (build-id {boot.build_id})" if boot.build_id else "")
-        + "; name one, or install the distribution's debug package. Looked at:"
+        + f", and its own symbols cannot be used ({why}); name a vmlinux, or install the distribution's debug package."
+        + " Looked at:"
         + "".join(f"\n  {place}" for place in places)
     )
 
@@ -140,6 +147,33 @@ def _search(
         except (FileAccessError, UnknownFormatError, FormatError, KernelMismatchError):
             continue  # of another kernel, or of none
     return None, places
+
+
+def _from_memory(image: MemoryImage, boot: Boot, index_directory: str | None) -> tuple[LinuxKernel | None, str]:
+    """Return the kernel with the symbols and types of its own memory, or None and why not."""
+    from kvm_dbg.symbols.kallsyms_table import read_image_symbols
+
+    if boot.paging is None or boot.vmcoreinfo is None:
+        return None, "there is no VMCOREINFO that says where they are"
+    space = ImageSpace(find_arch(boot.arch), image, boot.paging)
+    try:
+        symbols = read_image_symbols(space, boot.vmcoreinfo, _index(index_directory, boot.build_id))
+    except (ReadError, CorruptError, FormatError) as error:
+        return None, str(error)
+    if symbols is None:
+        return None, "VMCOREINFO does not say where kallsyms is"
+    quirk = "no vmlinux: symbols are those of the kernel's own kallsyms"
+    kernel = LinuxKernel(
+        image,
+        boot,
+        space,
+        symbols,
+        _types_in_memory,
+        slide=boot.slide or 0,
+        index_directory=index_directory,
+        quirks=(quirk,),
+    )
+    return kernel, ""
 
 
 def _boots_that_fit(
@@ -227,20 +261,47 @@ def _set_hole(image: MemoryImage, space: ImageSpace, symbols: SymbolTable) -> tu
     return (f"raw RAM with a hole from {found[0]:#x} to {found[1]:#x}, as the kernel's memory map has it",)
 
 
+def _index(index_directory: str | None, build_id: str | None) -> Index | None:
+    """Return the place of a kernel's indexes, None for none."""
+    if index_directory is None or build_id is None:
+        return None
+    return Index(index_directory, bytes.fromhex(build_id))
+
+
 def _types_of(kernel: LinuxKernel, symbols: ElfSymbolTable) -> TypeTable:
     """Return types: BTF of the file, else BTF in the image's memory, else DWARF of the file."""
-    from kvm_dbg.debuginfo.btf import BtfTypes
-
-    index = None
-    if kernel.index_directory is not None and kernel.build_id is not None:
-        index = Index(kernel.index_directory, bytes.fromhex(kernel.build_id))
+    index = _index(kernel.index_directory, kernel.build_id)
     section = symbols.elf.find_section(".BTF")
     if section is not None and section.type != SHT_NOBITS:
+        from kvm_dbg.debuginfo.btf import BtfTypes
+
         return BtfTypes(symbols.elf.section_data(section), source=f"BTF of {symbols.path}", index=index)
-    start, stop = symbols.find("__start_BTF"), symbols.find("__stop_BTF")
-    if start is not None and stop is not None and 0 < stop.address - start.address <= MAX_BTF:
-        data = kernel.read(start.address, stop.address - start.address)
-        return BtfTypes(data, source="BTF in the image", index=index)
+    if _btf_range(kernel) is not None:
+        return _types_in_memory(kernel)
     from kvm_dbg.debuginfo.dwarf import DwarfTypes
 
     return DwarfTypes(symbols.elf, index=index)
+
+
+def _btf_range(kernel: LinuxKernel) -> tuple[int, int] | None:
+    """Return (address, size) of the BTF in the kernel's memory, None if it has none."""
+    start, stop = kernel.symbols.find("__start_BTF"), kernel.symbols.find("__stop_BTF")
+    if start is None or stop is None or not 0 < stop.address - start.address <= MAX_BTF:
+        return None
+    return start.address, stop.address - start.address
+
+
+def _types_in_memory(kernel: LinuxKernel) -> TypeTable:
+    """Return types from the BTF in the kernel's memory.
+
+    Raises:
+        UnsupportedError: the kernel has none.
+        ReadError: it is not in the image.
+    """
+    from kvm_dbg.debuginfo.btf import BtfTypes
+
+    found = _btf_range(kernel)
+    if found is None:
+        raise UnsupportedError("a kernel without BTF and without vmlinux", "name the vmlinux that has its types")
+    index = _index(kernel.index_directory, kernel.build_id)
+    return BtfTypes(kernel.read(*found), source="BTF in the image", index=index)
