@@ -106,11 +106,11 @@ class ElfCoreImage(ExtentImage):
             quirks.append("the file is truncated: memory at its end is missing")
         qemu = self.find_note("QEMU") is not None
         filtered = any(segment.filesz < segment.memsz for segment in loads)
-        if qemu:
-            producer = "QEMU (it has QEMU's notes)"
-        elif self._source.container or filtered:
+        if self._source.container or filtered:
             what = "it is flattened" if self._source.container else "segments are shorter in the file than in memory"
-            producer = f"makedumpfile ({what})"
+            producer = f"makedumpfile ({what})" + (", from a dump that QEMU wrote" if qemu else "")
+        elif qemu:
+            producer = "QEMU (it has QEMU's notes)"
         elif self.find_note("VMCOREINFO") is not None:
             producer = "/proc/vmcore (it has VMCOREINFO and nothing is left out)"
         else:
