@@ -82,19 +82,23 @@ def _read_qemu_notes(kernel: Kernel, cpus: Mapping[int, int]) -> dict[int, Mappi
         return {}
     by_offset = {offset: cpu for cpu, offset in cpus.items()}
     found: dict[int, Mapping[str, int]] = {}
-    index = 0
+    rest: list[Mapping[str, int]] = []
     for note in kernel.image.notes:
         if note.name != "QEMU" or note.type != 0:
             continue
         try:
             state = parse_qemu_cpu_state(note.desc)
         except CorruptError:
+            rest.append({})
             continue
-        base = state.registers.get("gs_base", 0)
-        cpu = by_offset.get(base, by_offset.get(state.kernel_gs_base or -1, index))
-        found[cpu] = _keep_known(kernel, state.registers, frozenset())
-        index += 1
-    return found
+        bases = (state.registers.get("gs_base"), state.kernel_gs_base)
+        cpu = next((by_offset[base] for base in bases if base in by_offset), None)
+        if cpu is None or cpu in found:
+            rest.append(dict(state.registers))
+        else:
+            found[cpu] = state.registers
+    found.update(zip([cpu for cpu in cpus if cpu not in found], rest, strict=False))
+    return {cpu: _keep_known(kernel, registers, frozenset()) for cpu, registers in found.items()}
 
 
 def _read_image_notes(
@@ -113,7 +117,7 @@ def _read_image_notes(
             except CorruptError:
                 notes.append((0, {}))
     found: dict[int, Mapping[str, int]] = {}
-    rest = []
+    rest: list[Mapping[str, int]] = []
     pids = {} if len(notes) == len(cpus) else _pids_of(kernel, tasks)
     for pid, registers in notes:
         cpu = pids.get(pid) if pid else None
@@ -121,8 +125,7 @@ def _read_image_notes(
             rest.append(registers)
         else:
             found[cpu] = registers
-    remaining = (cpu for cpu in cpus if cpu not in found)
-    found.update(zip(remaining, rest, strict=False))
+    found.update(zip([cpu for cpu in cpus if cpu not in found], rest, strict=False))
     return {cpu: _keep_known(kernel, registers, NOT_SAVED) for cpu, registers in found.items()}
 
 
