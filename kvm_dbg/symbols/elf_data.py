@@ -66,6 +66,7 @@ class SymbolData:
         self.section = section
         order = elf.header.order
         self._row = struct.Struct(order + ("IBBHQQ" if self.wide else "IIIBBH"))
+        self._name = struct.Struct(order + "I")
         sections = elf.sections
         if not 0 < section.link < len(sections):
             raise FormatError(self.path, section.offset, "sh_link", "the symbol table has no strings")
@@ -95,6 +96,11 @@ class SymbolData:
         if section == SHN_XINDEX and len(self._extended) >= 4 * number + 4:
             (section,) = struct.unpack_from(self._order + "I", self._extended, 4 * number)
         return Row(name, info, section, value, size)
+
+    def has_string(self, row: int, wanted: bytes) -> bool:
+        """Return whether the name of a row is `wanted`, which ends with NUL."""
+        (name,) = self._name.unpack_from(self.rows, row * self._row.size)
+        return self._strings_view[name : name + len(wanted)] == wanted
 
     @property
     def strings(self) -> bytes:
@@ -202,10 +208,11 @@ class NameTable:
     def find_rows(self, name: bytes) -> list[int]:
         """Return the rows with a name, ascending."""
         data, chain = self.data, self.chain
-        found = []
+        wanted, found = name + b"\0", []
         row, before = self.buckets[zlib.crc32(name) & len(self.buckets) - 1], 0
-        while before < row < min(data.count, len(chain)):
-            if data.name(data.row(row).name) == name:
+        limit = min(data.count, len(chain))
+        while before < row < limit:
+            if data.has_string(row, wanted):
                 found.append(row)
             row, before = chain[row], row
         return found
