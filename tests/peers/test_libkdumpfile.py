@@ -51,7 +51,7 @@ def _peer() -> None:
 
 def sample(image: MemoryImage) -> list[int]:
     """Return addresses of pages: most of them present, some excluded, and in ELF files some anywhere."""
-    runs = list(image.coverage())
+    runs = [run for run in image.coverage() if run.size >= PAGE]
     present = [run for run in runs if run.presence is Presence.PRESENT]
     chance = random.Random(3)
     picked = [chance.choice(runs) for _ in range(SAMPLES // 4)]
