@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 def _list() -> int:
@@ -66,7 +68,12 @@ def _build(names: list[str], jobs: int) -> int:
             report(f"{name}: FAILED: {error}")
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, names))
+        try:
+            list(pool.map(one, names))
+        except KeyboardInterrupt:
+            report("interrupted: waiting for the guests to end")
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     report(f"{len(names) - len(failed)} of {len(names)} built" + (f"; failed: {' '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

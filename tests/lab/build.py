@@ -6,18 +6,18 @@ import functools
 import json
 import re
 import shutil
-import struct
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from tests.lab import cache
+from tests.lab.derive import FileList, collect_from_guest, derive_on_host
 from tests.lab.dump import Dump, Truth
 from tests.lab.guest import SOURCES, find_program, write_crash_initramfs, write_initramfs
 from tests.lab.package import MODULES, KernelFiles, check_tools, kernel_key, obtain_kernel
-from tests.lab.qemu import FOUR_GIB, Machine, copy_sparse, dig_holes, split_memory
+from tests.lab.qemu import FOUR_GIB, Machine, dig_holes, split_memory
 from tests.lab.scenario import LabError, Scenario, Take, find_kernel, find_scenario
 
 Report = Callable[[str], None]
@@ -27,36 +27,6 @@ _SECOND_TRUTH = 128 << 20
 _BOOT_TIMEOUT = 600
 _DUMP_TIMEOUT = 1200
 _KERNEL_MAP = 0xFFFFFFFF80000000
-_HOST_DUMPS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
-    ("zlib-d31", "kdump", 31, ("-c",)),
-    ("lzo-d31", "kdump", 31, ("-l",)),
-    ("snappy-flag-d31", "kdump", 31, ("-p",)),
-    ("zstd-flag-d31", "kdump", 31, ("-z",)),
-    ("raw-d31", "kdump", 31, ()),
-    ("zlib-d0", "kdump", 0, ("-c",)),
-    ("lzo-d0", "kdump", 0, ("-l",)),
-    ("raw-d0", "kdump", 0, ()),
-    ("elf-d31", "elf", 31, ("-E",)),
-)
-"""Kind, form, dump level and options of makedumpfile on the host.
-
-Debian builds makedumpfile without snappy and zstd: asked for them it leaves all pages uncompressed and still says so in
-the header.  Such files are kept, under names that do not promise compression.
-"""
-_SPLIT = ("--split", "--splitblock-size", "16384")
-"""Blocks of 16 MiB: with the usual 1 GiB the first part would hold everything."""
-_GUEST_DUMPS: dict[str, tuple[str, int | None, str]] = {
-    "vmcore": ("elf", None, ""),
-    "zlib-d31": ("kdump", 31, ""),
-    "lzo-d31": ("kdump", 31, ""),
-    "lzo-d0": ("kdump", 0, ""),
-    "raw-d31": ("kdump", 31, ""),
-    "elf-d31": ("elf", 31, ""),
-    "split-lzo-d1": ("kdump", 1, ""),
-    "flattened-zlib-d31": ("flattened-kdump", 31, ""),
-    "incomplete-lzo-d31": ("kdump", 31, "the disk was full"),
-}
-"""Form, dump level and damage of what guest/crash.sh writes."""
 
 
 def _say_nothing(_text: str) -> None:
@@ -67,7 +37,7 @@ def _say_nothing(_text: str) -> None:
 def _code_key() -> str:
     """Return a digest of what makes and fills the guests, as it was when first asked."""
     here = Path(__file__).parent
-    code = cache.digest_source(*(here / name for name in ("build.py", "cpio.py", "guest.py", "qemu.py")))
+    code = cache.digest_source(*(here / name for name in ("build.py", "cpio.py", "derive.py", "guest.py", "qemu.py")))
     return cache.digest(code, *sorted(SOURCES.iterdir()))
 
 
@@ -115,8 +85,7 @@ class Builder:
         """Prepare; nothing happens before run()."""
         self._scenario, self._kernel, self._root, self._work, self._report = scenario, kernel, root, work, report
         self._scratch = work / "scratch"
-        self._files: list[dict[str, object]] = []
-        self._refused: dict[str, str] = {}
+        self._files = FileList(work, lambda text: report(f"{scenario.name}: {text}"))
         self._said: list[str] = []
 
     def run(self) -> None:
@@ -143,7 +112,7 @@ class Builder:
         if crash:
             self._collect(disks[1])
         if self._scenario.derived:
-            self._derive()
+            derive_on_host(self._files, self._scratch)
         self._write_manifest()
         shutil.rmtree(self._scratch)
 
@@ -188,18 +157,18 @@ class Builder:
     def _dump_from_outside(self, machine: Machine) -> None:
         formats = machine.find_formats()
         machine.dump(self._work / "elf")
-        self._add("elf", "elf")
+        self._files.add("elf", "elf")
         for form in ("kdump-zlib", "kdump-lzo", "kdump-snappy"):
             if form in formats:
                 machine.dump(self._work / f"qemu-{form}", form)
-                self._add(f"qemu-{form}", "flattened-kdump")
+                self._files.add(f"qemu-{form}", "flattened-kdump")
         if self._scenario.take is Take.PANIC:
             return  # the other formats are the same whatever the kernel does
         machine.dump(self._work / "elf-paging", paging=True)
-        self._add("elf-paging", "elf")
+        self._files.add("elf-paging", "elf")
         low, high = split_memory(machine.memory)
         machine.save_memory(self._work / "raw", 0, low)
-        self._add("raw", "raw")
+        self._files.add("raw", "raw")
         if high:
             self._add_memory_above(machine, low, high)
 
@@ -219,19 +188,9 @@ class Builder:
                         out.write(block)
                 out.truncate(offset + high)
             dig_holes(path)
-        self._add("raw-joined", "raw")
+        self._files.add("raw-joined", "raw")
 
     # ---- keeping ----
-
-    def _add(self, kind: str, form: str, level: int | None = None, damage: str = "", names: Sequence[str] = ()) -> None:
-        entry: dict[str, object] = {
-            "kind": kind,
-            "names": names or [kind],
-            "form": form,
-            "level": level,
-            "damage": damage,
-        }
-        self._files.append(entry)
 
     def _keep_truth(self, disk: Path) -> None:
         extract_tar(disk, 0, self._work / "truth.tar")
@@ -243,73 +202,7 @@ class Builder:
         out = self._scratch / "out"
         out.mkdir()
         _run([str(find_program("debugfs")), "-R", f"rdump / {out}", str(disk)])
-        for name in ("steps", "dmesg"):
-            if (out / name).exists():
-                shutil.copy(out / name, self._work / ("makedumpfile-dmesg" if name == "dmesg" else name))
-        for line in (out / "steps").read_text().splitlines():
-            kind, status = line.split()[:2]
-            log = out / f"{kind}.log"
-            if kind in _GUEST_DUMPS and (status == "0" or _GUEST_DUMPS[kind][2]):
-                form, level, damage = _GUEST_DUMPS[kind]
-                pattern = re.compile(re.escape(kind) + r"(\.\d)?")
-                names = sorted(path.name for path in out.iterdir() if pattern.fullmatch(path.name))
-                for name in names:
-                    with (out / name).open("rb") as source, (self._work / name).open("wb") as target:
-                        copy_sparse(source, target)
-                self._add(kind, form, level, damage, names)
-            elif status != "0":
-                self._refuse(kind, log.read_text(errors="replace") if log.exists() else f"status {status}")
-
-    def _derive(self) -> None:
-        """Let makedumpfile on the host make its formats from QEMU's ELF file, and cut some."""
-        source = self._scratch / "plain-elf"
-        shutil.copy(self._work / "elf", source)
-        move_program_headers(source)
-        for kind, form, level, options in _HOST_DUMPS:
-            if self._makedumpfile([*options, "-d", str(level), str(source), str(self._work / kind)], kind):
-                self._add(kind, form, level)
-        parts = [f"split-zlib-d1.{number}" for number in (1, 2, 3)]
-        targets = [str(self._work / part) for part in parts]
-        if self._makedumpfile(["-c", "-d", "1", *_SPLIT, str(source), *targets], "split-zlib-d1"):
-            self._add("split-zlib-d1", "kdump", 1, names=parts)
-        for kind, form, option in (
-            ("flattened-lzo-d31", "flattened-kdump", "-l"),
-            ("flattened-elf-d31", "flattened-elf", "-E"),
-        ):
-            with (self._work / kind).open("wb") as out:
-                if self._makedumpfile([option, "-F", "-d", "31", str(source)], kind, out.fileno()):
-                    self._add(kind, form, 31)
-        for entry in list(self._files):
-            if entry["kind"] in ("elf", "lzo-d31", "zlib-d0", "flattened-lzo-d31", "qemu-kdump-zlib"):
-                self._cut(entry, 60)
-
-    def _makedumpfile(self, arguments: list[str], kind: str, out: int | None = None) -> bool:
-        command = [str(find_program("makedumpfile")), "--message-level", "4", *arguments]
-        result = subprocess.run(command, stdout=out if out is not None else subprocess.PIPE, stderr=subprocess.PIPE)
-        if result.returncode == 0:
-            for path in self._work.glob(f"{kind}*"):
-                path.chmod(0o644)
-                dig_holes(path)
-            return True
-        self._refuse(kind, ((result.stdout or b"") + result.stderr).decode(errors="replace"))
-        for name in self._work.glob(f"{kind}*"):
-            name.unlink()
-        return False
-
-    def _refuse(self, kind: str, why: str) -> None:
-        lines = why.strip().splitlines() or ["no reason given"]
-        self._refused[kind] = "\n".join(lines[-4:])
-        self._report(f"{self._scenario.name}: no {kind}: {lines[-1]}")
-
-    def _cut(self, entry: dict[str, object], percent: int) -> None:
-        kind = str(entry["kind"])
-        cut = self._work / f"cut-{kind}"
-        shutil.copy(self._work / kind, cut)
-        size = cut.stat().st_size * percent // 100
-        with cut.open("r+b") as file:
-            file.truncate(size)
-        dig_holes(cut)
-        self._files.append({**entry, "kind": cut.name, "names": [cut.name], "damage": f"cut at {percent} percent"})
+        collect_from_guest(self._files, out)
 
     def _find_panic(self) -> dict[str, object] | None:
         """Return what the console says about the panic; None without one."""
@@ -343,8 +236,8 @@ class Builder:
             "phys_base": int(code[1], 16) - (truth.symbols["_text"] - _KERNEL_MAP),
             "command_line": truth.text("proc/cmdline").strip(),
             "panic": self._find_panic(),
-            "files": self._files,
-            "refused": self._refused,
+            "files": self._files.entries,
+            "refused": self._files.refused,
             "warnings": warnings,
             "tools": find_versions(),
             "kernel_root": "../../kernels",
@@ -375,24 +268,6 @@ def extract_tar(image: Path, offset: int, out: Path) -> None:
         file.seek(offset)
         with out.open("wb") as target:
             target.write(file.read(size) + bytes(1024))
-
-
-def move_program_headers(path: Path) -> None:
-    """Rewrite the head of one of QEMU's ELF files in place so that makedumpfile accepts it.
-
-    QEMU puts the section headers between the ELF header and the program headers and gives the ELF header 8 bytes;
-    makedumpfile looks for the program headers right after the ELF header.  Everything else stays at its offset.
-    """
-    with path.open("r+b") as file:
-        head = bytearray(file.read(64))
-        (start,) = struct.unpack_from("<Q", head, 32)
-        entry_size, count = struct.unpack_from("<HH", head, 54)
-        file.seek(start)
-        headers = file.read(entry_size * count)
-        struct.pack_into("<QQ", head, 32, 64, 0)
-        struct.pack_into("<HHHHHH", head, 52, 64, entry_size, count, 0, 0, 0)
-        file.seek(0)
-        file.write(bytes(head) + headers)
 
 
 def find_symbol(vmlinux: Path, name: str) -> int:

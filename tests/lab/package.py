@@ -30,6 +30,7 @@ TOOLS = {
     "mke2fs": "e2fsprogs",
     "debugfs": "e2fsprogs",
     "fallocate": "util-linux",
+    "setpriv": "util-linux",
     "dmesg": "util-linux",
     "ps": "procps",
     "xz": "xz-utils",
@@ -73,16 +74,16 @@ def check_tools() -> None:
 
 def find_mirrors() -> tuple[str, str]:
     """Return the addresses of Debian's archive and of its security archive, as the system's apt has them."""
-    output = _run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(ORIGIN)", "Created-By: Packages"])
+    output = _run(["apt-get", "indextargets", "--format", "$(REPO_URI) $(LABEL)", "Created-By: Packages"])
     main = security = ""
     for line in output.splitlines():
-        address, _, rest = line.partition(" ")
-        if rest.startswith("Debian-Security") or "debian-security" in address:
+        address, _, label = line.partition(" ")
+        if label == "Debian-Security":
             security = security or address
-        elif re.search(r"/debian/?$", address):
+        elif label == "Debian":
             main = main or address
     if not main:
-        raise LabError("apt knows no Debian archive: is there a sources list, and was apt-get update run?")
+        raise LabError("apt knows no Debian archive: run apt-get update (is there a sources list?)")
     return main, security
 
 

@@ -6,6 +6,7 @@ disk and nobody else can connect.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ FOUR_GIB = 4 << 30
 _LOW_LIMIT = 0xB0000000
 _LOW_SPLIT = 0x80000000
 _BLOCK = 1 << 16
+_PIPE_SIZE = 1 << 20
 
 
 def split_memory(size: int) -> tuple[int, int]:
@@ -52,7 +54,7 @@ def dig_holes(path: Path) -> None:
 
 
 class Machine:
-    """A running guest; a context manager that leaves no process behind."""
+    """A running guest; a context manager that leaves no process behind, even if we are killed."""
 
     def __init__(
         self, scenario: Scenario, kernel: Path, initramfs: Path, words: list[str], disks: list[Path], work: Path
@@ -75,6 +77,7 @@ class Machine:
         control, self._their_control = socket.socketpair()
         cpu = "max" if scenario.levels == 5 else "max,la57=off"
         command = [
+            str(find_program("setpriv")), "--pdeathsig", "KILL", "--",
             str(find_program("qemu-system-x86_64")), "-accel", "tcg,thread=multi", "-machine", "q35",
             "-m", str(scenario.memory), "-smp", str(scenario.cpus), "-cpu", cpu,
             "-nodefaults", "-display", "none", "-no-reboot",
@@ -206,6 +209,7 @@ class Machine:
 
         def drain() -> None:
             with pipe.open("rb") as source, path.open("wb") as out:
+                fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
                 copy_sparse(source, out)
 
         reader = threading.Thread(target=drain)

@@ -78,6 +78,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("bpo13-panic", "bpo13", Take.PANIC),
     Scenario("deb11-5level", "deb11", Take.PAUSED, levels=5, vmcoreinfo=False, noise=3000),
     Scenario("deb13-panic", "deb13", Take.PANIC, levels=5, cpus=3),
+    Scenario("bpo13-kdump", "bpo13", Take.KDUMP, memory=768),
     Scenario("deb11-panic", "deb11", Take.PANIC),
 )
 """In the order in which they are built: neighbours use different kernels, so that fetching these overlaps."""

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import cache, guest
-from tests.lab.build import extract_tar, move_program_headers
+from tests.lab.build import extract_tar
 from tests.lab.cpio import Archive
+from tests.lab.derive import move_program_headers
 from tests.lab.dump import Dump, Truth
 from tests.lab.qemu import copy_sparse, split_memory
 from tests.lab.scenario import KERNELS, SCENARIOS, LabError, find_kernel, find_scenario
