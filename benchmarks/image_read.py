@@ -59,9 +59,8 @@ def nonzero(path: Path) -> list[int]:
 
 
 def ours(path: Path, way: str) -> tuple[float, int]:
-    """Return (CPU seconds, pages) of kvm_dbg; called in a process of its own."""
-    find = {"random": random_pages, "nonzero": nonzero}.get(way)
-    addresses = find(path) if find is not None else present(path, PAGE)
+    """Return (CPU seconds, pages) of kvm_dbg; called in a process of its own, addresses on its standard input."""
+    addresses = [int(line, 16) for line in sys.stdin]
     with open_image(path) as image:
         list(islice(image.for_each_chunk(), 1))  # codecs are loaded, as opening is not measured
         began = time.process_time()
@@ -77,10 +76,11 @@ def ours(path: Path, way: str) -> tuple[float, int]:
         return time.process_time() - began, pages
 
 
-def run_ours(path: Path, way: str) -> float:
+def run_ours(path: Path, way: str, addresses: str) -> float:
     """Return CPU microseconds per page of kvm_dbg."""
     argv = [sys.executable, "-m", "benchmarks.image_read", "--one", str(path), way]
-    seconds, pages = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=HERE.parent).stdout.split()
+    done = subprocess.run(argv, input=addresses, capture_output=True, text=True, check=True, cwd=HERE.parent)
+    seconds, pages = done.stdout.split()
     return float(seconds) * 1e6 / int(pages)
 
 
@@ -103,7 +103,7 @@ def compare(program: Path, name: str, path: Path, runs: int) -> None:
     found: dict[tuple[str, str], list[float]] = {}
     for turn in range(runs + 1):
         for way in WAYS:
-            mine = run_ours(path, way)
+            mine = run_ours(path, way, texts[way])
             peer = run_peer(program, path, texts[way], 1 << 20 if way == "chunks" else PAGE)
             if turn:  # the first fills the page cache
                 found.setdefault(("kvm_dbg", way), []).append(mine)
