@@ -70,6 +70,12 @@ def find_places(info: VmcoreInfo) -> Places | None:
     return Places(names, num_syms, token_table, token_index, offsets, info.symbol("kallsyms_relative_base"))
 
 
+def find_known(info: VmcoreInfo) -> dict[str, int]:
+    """Return the run-time addresses of the symbols that VMCOREINFO gives, as `read_kallsyms` wants them."""
+    found = {name: info.symbol(name) for name in ("_stext", "init_uts_ns", "init_top_pgt")}
+    return {name: address for name, address in found.items() if address is not None}
+
+
 class Offsets(NamedTuple):
     """`kallsyms_offsets` and what they are relative to: `base` is relative_base's value, `table` their own address."""
 
@@ -231,7 +237,7 @@ def read_kallsyms(
         if base is None and rule is not _place_relative:
             continue
         found = KallsymsTable(joined, Offsets(offsets, base or 0, places.offsets, rule))
-        if {name: symbol.address for name, symbol in found.find_many(known).items()} == known:
+        if known and {name: symbol.address for name, symbol in found.find_many(known).items()} == known:
             found._searches = 0
             return found
     raise CorruptError(places.offsets, "kallsyms' offsets do not lead to the known symbols " + ", ".join(known))
@@ -281,18 +287,3 @@ def _relative(value: int, base: int, _: int) -> int:
 
 def _place_relative(value: int, _: int, place: int) -> int:
     return place + value & WORD
-
-
-def read_image_symbols(memory: Memory, info: VmcoreInfo, index: Index | None = None) -> KallsymsTable | None:
-    """Return the kernel's symbols through the places that VMCOREINFO gives, None if it gives none.
-
-    Raises:
-        ReadError, CorruptError: see `read_kallsyms`.
-    """
-    places = find_places(info)
-    known = {
-        name: address
-        for name in ("_stext", "init_uts_ns", "init_top_pgt")
-        if (address := info.symbol(name)) is not None
-    }
-    return None if places is None or not known else read_kallsyms(memory, places, known, index=index)

@@ -10,7 +10,7 @@ import pytest
 from kvm_dbg.errors import CorruptError, NotInImageError
 from kvm_dbg.index import Index
 from kvm_dbg.symbols.base import Symbol
-from kvm_dbg.symbols.kallsyms_table import KallsymsTable, Places, find_places, read_image_symbols, read_kallsyms
+from kvm_dbg.symbols.kallsyms_table import KallsymsTable, Places, find_known, find_places, read_kallsyms
 from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 from tests.writers.kallsyms import write_kallsyms
 
@@ -107,10 +107,11 @@ def test_vmcoreinfo_names_the_places() -> None:
     text = "".join(f"SYMBOL({name})={address:x}\n" for name, address in {**keys, **KNOWN}.items())
     info = VmcoreInfo(text.encode())
     assert find_places(info) == places
-    table = read_image_symbols(memory, info)
-    assert table is not None
-    assert table.address("sys_read") == TEXT + 0x40
-    assert read_image_symbols(memory, VmcoreInfo(text.replace("kallsyms_names", "other").encode())) is None
+    assert find_known(info) == KNOWN
+    assert find_places(VmcoreInfo(text.replace("kallsyms_names", "other").encode())) is None
+    assert find_known(VmcoreInfo(b"")) == {}
+    with pytest.raises(CorruptError):
+        read_kallsyms(memory, places, {})
 
 
 def test_the_index_gives_the_same(tmp_path: Path) -> None:

@@ -69,3 +69,26 @@ def write_kallsyms(
     }
     places = Places(names_at, num_at, table_at, index_at, offsets_at, None if rule == "place-relative" else base_at)
     return memory, places
+
+
+def write_old_kallsyms(symbols: list[tuple[str, str, int]], at: int, base: int, marker: str) -> tuple[bytes, Places]:
+    """Return the tables as kernels before 6.4 order them, from `at` on, and where they are.
+
+    marker: struct's code of a marker, "I" (since 4.20) or "Q".
+    """
+
+    def pad(data: bytes) -> bytes:
+        return data.ljust(len(data) + 7 & ~7, b"\0")
+
+    signed = [base - 1 - address if address >= base else address for _, _, address in symbols]
+    offsets = struct.pack(f"<{len(signed)}i", *signed)
+    names, markers = b"", b""
+    for number in range(0, len(symbols), 256):
+        markers += struct.pack("<" + marker, len(names))
+        names += write_names(symbols[number : number + 256])
+    table, index = write_tokens()
+    start = at + len(pad(offsets))
+    body = pad(offsets) + struct.pack("<QQ", base, len(symbols)) + pad(names) + pad(markers)
+    token_table = at + len(body)
+    body += pad(table)
+    return body + index, Places(start + 16, start + 8, token_table, at + len(body), at, start)

@@ -24,7 +24,7 @@ from kvm_dbg.index import Index
 from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.linux import boot_x86_64, vmlinux
 from kvm_dbg.kernel.linux.boot import Boot
-from kvm_dbg.kernel.linux.discovery import choose
+from kvm_dbg.kernel.linux.discovery import BLOCK, choose
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import SymbolTable
 from kvm_dbg.symbols.elf import ElfSymbolTable
@@ -151,17 +151,22 @@ def _search(
 
 def _from_memory(image: MemoryImage, boot: Boot, index_directory: str | None) -> tuple[LinuxKernel | None, str]:
     """Return the kernel with the symbols and types of its own memory, or None and why not."""
-    from kvm_dbg.symbols.kallsyms_table import read_image_symbols
+    from kvm_dbg.symbols.kallsyms_search import search_places
+    from kvm_dbg.symbols.kallsyms_table import find_known, find_places, read_kallsyms
 
     if boot.paging is None or boot.vmcoreinfo is None:
         return None, "there is no VMCOREINFO that says where they are"
     space = ImageSpace(find_arch(boot.arch), image, boot.paging)
     try:
-        symbols = read_image_symbols(space, boot.vmcoreinfo, _index(index_directory, boot.build_id))
+        places = find_places(boot.vmcoreinfo)
+        if places is None:
+            places = search_places(space, boot_x86_64.for_each_kernel_block(space, BLOCK, 0))
+        if places is None:
+            return None, "kallsyms was not found in its memory"
+        index = _index(index_directory, boot.build_id)
+        symbols = read_kallsyms(space, places, find_known(boot.vmcoreinfo), index=index)
     except (ReadError, CorruptError, FormatError) as error:
         return None, str(error)
-    if symbols is None:
-        return None, "VMCOREINFO does not say where kallsyms is"
     quirk = "no vmlinux: symbols are those of the kernel's own kallsyms"
     kernel = LinuxKernel(
         image,
