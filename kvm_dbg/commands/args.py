@@ -10,7 +10,7 @@ from typing import Any
 from kvm_dbg.commands.base import Cell, Column, Command, Table
 from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
-from kvm_dbg.errors import ReadError
+from kvm_dbg.errors import CorruptError, ReadError
 from kvm_dbg.kernel.base import Process
 
 
@@ -21,7 +21,7 @@ class StringsCommand(Command):
 
     @abstractmethod
     def strings(self, session: Session, process: Process) -> list[bytes] | None:
-        """Return the strings; None if the process has none by its nature. Raises ReadError."""
+        """Return the strings; None if the process has none by its nature. Raises ReadError, CorruptError."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pid", metavar="PID", type=int, nargs="*", help="only these processes")
@@ -42,7 +42,7 @@ class StringsCommand(Command):
             strings: list[bytes] | None = None
             try:
                 strings = self.strings(session, process)
-            except ReadError as failure:
+            except (ReadError, CorruptError) as failure:
                 error = str(failure)
                 notes.append(f"PID {process.pid}: {error}")
             listed = None if strings is None else [string.decode("utf-8", "backslashreplace") for string in strings]

@@ -31,28 +31,16 @@ from kvm_dbg.kvm.constant import (
     KERN_PROC_TTY_REVOKE,
     KERN_PROC_UID,
     KVM_NO_FILES,
-    N_ABS,
-    N_BSS,
-    N_DATA,
     N_EXT,
-    N_TEXT,
     N_UNDF,
+    NM_TYPES,
     O_RDONLY,
     O_RDWR,
     O_WRONLY,
 )
 from kvm_dbg.kvm.descriptor import Kvm, open_kvm
-from kvm_dbg.kvm.record import (
-    KinfoFile,
-    KinfoLwp,
-    KinfoProc,
-    KinfoProc2,
-    Nlist,
-    file_of,
-    lwp_of,
-    proc2_of,
-    proc_of,
-)
+from kvm_dbg.kvm.fill import fill_file, fill_lwp, fill_proc, fill_proc2
+from kvm_dbg.kvm.record import KinfoFile, KinfoLwp, KinfoProc, KinfoProc2, Nlist
 
 __all__ = [
     "KERN_FILE_BYFILE",
@@ -99,7 +87,6 @@ __all__ = [
 ]
 
 Answer = TypeVar("Answer")
-NM_TYPES = {"T": N_TEXT, "D": N_DATA, "R": N_DATA, "B": N_BSS, "A": N_ABS, "V": N_DATA, "W": N_TEXT, "U": N_UNDF}
 
 
 def kvm_openfiles(
@@ -118,7 +105,7 @@ def kvm_openfiles(
         swapfile: accepted for the manual's sake; None.
         flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy.
         errbuf: takes the error's text.
-        **options: those of `kvm_dbg.open`.
+        **options: those of `kvm_dbg.open`, such as index_directory.
     """
     try:
         if flags not in (O_RDONLY, O_RDWR, O_WRONLY):
@@ -141,10 +128,11 @@ def kvm_open(
     flags: int = O_RDONLY,
     errstr: str | None = None,
     errbuf: list[str] | None = None,
+    **options: Any,
 ) -> Kvm | None:
-    """Open an image as `kvm_openfiles` does; with `errstr`, the text is prefixed by it and ": "."""
+    """Open an image as `kvm_openfiles` does; with `errstr`, the text is prefixed by it and ": ", as C prints it."""
     texts: list[str] = []
-    kd = kvm_openfiles(execfile, corefile, swapfile, flags, texts)
+    kd = kvm_openfiles(execfile, corefile, swapfile, flags, texts, **options)
     if errbuf is not None:
         errbuf.extend(text if errstr is None else f"{errstr}: {text}" for text in texts)
     return kd
@@ -200,7 +188,10 @@ def kvm_read(kd: Kvm, addr: int, buf: bytearray | memoryview, nbytes: int | None
 
 def kvm_write(kd: Kvm, addr: int, buf: bytes | bytearray | memoryview, nbytes: int | None = None) -> int:
     """Write kernel memory in the private copy; the number of bytes, or -1. The file never changes."""
-    data = bytes(buf if nbytes is None else buf[:nbytes])
+    size = len(buf) if nbytes is None else nbytes
+    if not 0 <= size <= len(buf):
+        return _fail(kd, CommandError(f"kvm_write: a buffer of {len(buf)} bytes does not have {size}"))
+    data = bytes(buf[:size])
     try:
         kd.write(addr, data)
     except KvmDbgError as error:
@@ -234,18 +225,18 @@ def kvm_nlist(kd: Kvm, nl: Sequence[Nlist]) -> int:
             missing += 1
             continue
         entry.n_value = symbol.address
-        entry.n_type = NM_TYPES.get(symbol.kind.upper(), N_DATA) | (N_EXT if symbol.kind.isupper() else 0)
+        entry.n_type = NM_TYPES.get(symbol.kind.upper(), N_UNDF) | (N_EXT if symbol.kind.isupper() else 0)
     return missing
 
 
 def kvm_getprocs(kd: Kvm, op: int = KERN_PROC_ALL, arg: int = 0) -> list[KinfoProc] | None:
     """Return the processes that the filter keeps, as struct kinfo_proc; None on failure. No match is []."""
-    return _attempt(kd, lambda: [proc_of(process) for process in kd.processes(op, arg)])
+    return _attempt(kd, lambda: [fill_proc(process) for process in kd.processes(op, arg)])
 
 
 def kvm_getproc2(kd: Kvm, op: int = KERN_PROC_ALL, arg: int = 0) -> list[KinfoProc2] | None:
     """Return the processes that the filter keeps, as struct kinfo_proc2; None on failure. No match is []."""
-    return _attempt(kd, lambda: [proc2_of(process, kd.page_size) for process in kd.processes(op, arg)])
+    return _attempt(kd, lambda: [fill_proc2(process, kd.page_size) for process in kd.processes(op, arg)])
 
 
 def kvm_getlwps(kd: Kvm, pid: int, procaddr: int = 0) -> list[KinfoLwp] | None:
@@ -255,7 +246,7 @@ def kvm_getlwps(kd: Kvm, pid: int, procaddr: int = 0) -> list[KinfoLwp] | None:
         number = pid
         if pid == -1:
             number = next((process.pid for process in kd.processes() if process.address == procaddr), -1)
-        lwps = [lwp_of(lwp) for lwp in kd.lwps(number)]
+        lwps = [fill_lwp(lwp) for lwp in kd.lwps(number)]
         if not lwps:
             raise CommandError(f"no process with PID {pid}" if pid != -1 else f"no process at {procaddr:#x}")
         return lwps
@@ -297,27 +288,37 @@ def kvm_getloadavg(kd: Kvm, loadavg: list[float], nelem: int) -> int:
 def kvm_getfiles(kd: Kvm, op: int = KERN_FILE_BYFILE, arg: int = 0) -> list[KinfoFile] | None:
     """Return the open files; None on failure.
 
-    KERN_FILE_BYFILE gives each file once, KERN_FILE_BYPID one record for each descriptor of process `arg`, or of
-    all processes if that is 0.
+    KERN_FILE_BYFILE gives each file that a process has open once, KERN_FILE_BYPID one record for each descriptor of
+    process `arg`, or of all processes if that is -1.
     """
 
     def collect() -> list[KinfoFile]:
         if op == KERN_FILE_BYPID:
-            return [file_of(file) for file in kd.files(arg or None)]
+            return [fill_file(file, by_pid=True) for file in kd.files(None if arg == -1 else arg)]
         if op != KERN_FILE_BYFILE:
             raise CommandError(f"no file filter {op}; the filters are KERN_FILE_BYFILE and KERN_FILE_BYPID")
         files: dict[int, KinfoFile] = {}
         for file in kd.files():
-            files.setdefault(file.address, file_of(file))
+            files.setdefault(file.address, fill_file(file, by_pid=False))
         return list(files.values())
 
     return _attempt(kd, collect)
 
 
 def _strings(kd: Kvm, pid: int, read: Callable[[Process], list[bytes] | None], nchr: int) -> list[bytes] | None:
-    strings = _attempt(kd, lambda: read(kd.process(pid)))
-    if strings is None or nchr <= 0:
-        return strings
+    try:
+        strings = read(kd.process(pid))
+    except KvmDbgError as error:
+        _fail(kd, error)
+        return None
+    if strings is None:
+        _fail(kd, CommandError(f"process {pid} has none: it is a kernel thread or has exited"))
+        return None
+    return strings if nchr <= 0 else cut_strings(strings, nchr)
+
+
+def cut_strings(strings: Sequence[bytes], nchr: int) -> list[bytes]:
+    """Return as many strings as fit into `nchr` bytes with a NUL after each, the last one cut to fit."""
     kept: list[bytes] = []
     for string in strings:
         if nchr <= 0:

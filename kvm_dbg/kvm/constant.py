@@ -1,7 +1,8 @@
 """Numbers of kvm(3) and sysctl(3).
 
-Source: NetBSD sys/sys/sysctl.h (KERN_PROC_*, KERN_FILE_*), sys/sys/proc.h and sys/sys/lwp.h (states), sys/sys/fcntl.h,
-include/kvm.h (KVM_NO_FILES), include/nlist.h (N_*), sys/sys/param.h (NODEV).
+Source: NetBSD sys/sys/sysctl.h (KERN_PROC_*, KERN_FILE_*, P_*, L_*, EPROC_*), sys/sys/proc.h and lwp.h there (states),
+sys/sys/file.h (DTYPE_*), sys/sys/vnode.h (enum vtype), sys/sys/fcntl.h, include/kvm.h (KVM_NO_FILES), include/nlist.h
+(N_*), sys/sys/param.h (NODEV).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ KERN_PROC_RUID: Final = 6  # by real user id
 KERN_PROC_GID: Final = 7  # by effective group id
 KERN_PROC_RGID: Final = 8  # by real group id
 
-KERN_PROC_TTY_NODEV: Final = 0xFFFFFFFF  # processes without a controlling terminal
+NODEV: Final = 0xFFFFFFFF  # (dev_t)-1
+KERN_PROC_TTY_NODEV: Final = NODEV  # processes without a controlling terminal
 KERN_PROC_TTY_REVOKE: Final = 0xFFFFFFFE  # processes whose terminal was revoked: Linux has none
 
 KERN_FILE_BYFILE: Final = 1  # by file
@@ -34,29 +36,66 @@ N_EXT: Final = 1
 N_ABS: Final = 2
 N_TEXT: Final = 4
 N_DATA: Final = 6
-N_BSS: Final = 8
 
-LSIDL: Final = 1  # being created
+SIDL: Final = 1  # p_realstat: being created
+SACTIVE: Final = 2  # not stopped
+SDYING: Final = 3  # about to die
+SSTOP: Final = 4  # stopped or traced
+SZOMB: Final = 5  # awaiting collection by its parent
+
+LSIDL: Final = 1  # l_stat: being created
 LSRUN: Final = 2  # runnable
 LSSLEEP: Final = 3  # sleeping
 LSSTOP: Final = 4  # stopped or traced
 LSZOMB: Final = 5  # awaiting collection by its parent
 LSONPROC: Final = 7  # on a CPU
 
-P_SYSTEM: Final = 0x00000200  # p_flag: a kernel thread
+P_CONTROLT: Final = 0x00000002  # p_flag: has a controlling terminal
+P_SYSTEM: Final = 0x00000200  # a kernel thread
+P_TRACED: Final = 0x00000800  # being debugged
+L_SYSTEM: Final = 0x00000200  # l_flag: a kernel thread
 EPROC_CTTY: Final = 1  # p_eflag: has a controlling terminal
-EPROC_SLEADER: Final = 2  # p_eflag: session leader
+EPROC_SLEADER: Final = 2  # session leader
 
-STATES: Final = {
+DTYPE_VNODE: Final = 1  # ki_ftype: a file
+DTYPE_SOCKET: Final = 2
+DTYPE_PIPE: Final = 3
+DTYPE_MISC: Final = 5
+VNON: Final = 0  # ki_vtype: no file
+VREG: Final = 1
+VDIR: Final = 2
+VBLK: Final = 3
+VCHR: Final = 4
+VLNK: Final = 5
+VSOCK: Final = 6
+VFIFO: Final = 7
+
+THREAD_STATES: Final = {
     "R": LSRUN,
     "S": LSSLEEP,
     "D": LSSLEEP,
     "I": LSSLEEP,
     "P": LSSLEEP,
+    "W": LSSLEEP,
     "T": LSSTOP,
     "t": LSSTOP,
     "Z": LSZOMB,
     "X": LSZOMB,
-    "W": LSSLEEP,
 }
 """The state letter of ps(1) on Linux -> l_stat."""
+
+PROCESS_STATES: Final = {"T": SSTOP, "t": SSTOP, "Z": SZOMB, "X": SZOMB}
+"""The state letter of ps(1) on Linux -> p_realstat, SACTIVE for all others."""
+
+FILE_TYPES: Final = {
+    "reg": (DTYPE_VNODE, VREG),
+    "dir": (DTYPE_VNODE, VDIR),
+    "chr": (DTYPE_VNODE, VCHR),
+    "blk": (DTYPE_VNODE, VBLK),
+    "fifo": (DTYPE_VNODE, VFIFO),
+    "sock": (DTYPE_SOCKET, VNON),
+}
+"""`OpenFile.kind` -> (ki_ftype, ki_vtype)."""
+
+NM_TYPES: Final = {"T": N_TEXT, "W": N_TEXT, "D": N_DATA, "R": N_DATA, "B": N_DATA, "V": N_DATA, "A": N_ABS}
+"""nm(1)'s letter in upper case -> n_type; N_UNDF for symbols without a type."""

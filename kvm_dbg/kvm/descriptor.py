@@ -19,6 +19,7 @@ from kvm_dbg.kernel.base import (
     Lwp,
     Module,
     OpenFile,
+    OperatingSystem,
     Process,
     SystemSummary,
 )
@@ -33,19 +34,21 @@ from kvm_dbg.kvm.constant import (
     KERN_PROC_TTY,
     KERN_PROC_UID,
 )
-from kvm_dbg.kvm.record import terminal_of
+from kvm_dbg.kvm.fill import terminal
 from kvm_dbg.symbols.base import Symbol
 
 FILTERS: dict[int, Callable[[Process], int | None]] = {
     KERN_PROC_PID: lambda process: process.pid,
     KERN_PROC_PGRP: lambda process: process.pgid,
     KERN_PROC_SESSION: lambda process: process.sid,
-    KERN_PROC_TTY: terminal_of,
+    KERN_PROC_TTY: terminal,
     KERN_PROC_UID: lambda process: process.uid,
     KERN_PROC_RUID: lambda process: process.ruid,
     KERN_PROC_GID: lambda process: process.gid,
     KERN_PROC_RGID: lambda process: process.rgid,
 }
+UNSIGNED = (KERN_PROC_TTY, KERN_PROC_UID, KERN_PROC_RUID, KERN_PROC_GID, KERN_PROC_RGID)
+"""Filters by a 32-bit number without a sign, which C programs hand over in an int."""
 
 
 class Kvm:
@@ -53,6 +56,8 @@ class Kvm:
 
     Attributes:
         kernel: what the methods ask; for everything that kvm(3) has no name for.
+        name: path of the kernel file, "" without one.
+        writable: whether `write` may be used.
         error: the text of the last error of the kvm(3) functions on this descriptor, "" before any.
     """
 
@@ -61,7 +66,15 @@ class Kvm:
         self.writable = writable
         self.name = name
         self.error = ""
-        self._system = system_of(kernel)
+        self._closed = False
+        self._known: tuple[Process, ...] | None = None  # all processes, once they were all found
+        self._room = system_of(kernel)
+
+    @property
+    def _system(self) -> OperatingSystem:
+        if self._closed:
+            raise CommandError("this image has been closed")
+        return self._room
 
     @property
     def image(self) -> MemoryImage:
@@ -74,8 +87,11 @@ class Kvm:
         return 1 << self.kernel.arch.page_shift
 
     def close(self) -> None:
-        """Close the image; what was written is forgotten."""
-        self.kernel.image.close()
+        """Close the image; what was written is forgotten. A second time, nothing happens."""
+        if not self._closed:
+            self._closed = True
+            self._known = None
+            self.kernel.image.close()
 
     def __enter__(self) -> Self:
         return self
@@ -104,9 +120,11 @@ class Kvm:
         if not self.writable:
             raise CommandError("the image was not opened for writing")
         write_memory(self.kernel, self.space(pid), address, data)
+        self._known = None
 
     def nlist(self, names: Iterable[str]) -> dict[str, Symbol]:
         """Return the symbols found of `names`."""
+        _ = self._system
         return self.kernel.symbols.find_many(names)
 
     def processes(self, op: int = KERN_PROC_ALL, argument: int = 0) -> Iterator[Process]:
@@ -114,13 +132,26 @@ class Kvm:
 
         Raises:
             CommandError: no such filter.
+            ReadError, CorruptError: after the last that could be found.
         """
         if op != KERN_PROC_ALL and op not in FILTERS:
             raise CommandError(f"no process filter {op}; the filters are KERN_PROC_ALL to KERN_PROC_RGID, 0 to 8")
         key = FILTERS.get(op)
-        for process in self._system.for_each_process(self.kernel):
-            if key is None or key(process) == argument:
+        wanted = argument & 0xFFFFFFFF if op in UNSIGNED else argument
+        for process in self._everyone():
+            if key is None or key(process) == wanted:
                 yield process
+
+    def _everyone(self) -> Iterator[Process]:
+        system = self._system
+        if self._known is not None:
+            yield from self._known
+            return
+        found: list[Process] = []
+        for process in system.for_each_process(self.kernel):
+            found.append(process)
+            yield process
+        self._known = tuple(found)
 
     def process(self, pid: int) -> Process:
         """Return the process `pid`. Raises CommandError if there is none."""

@@ -1,4 +1,8 @@
-"""The records that kvm(3) returns, with the manual's field names; None where the system in the image has no such thing.
+"""The records that kvm(3) returns, with the fields of NetBSD's structures, in their order.
+
+A field is None where the system in the image has no such thing, where nothing reads it yet, or where its memory is
+not in the image. Addresses are the image's kernel addresses, p_vm_* sizes are in pages, times in seconds and
+microseconds.
 
 Source: NetBSD sys/sys/sysctl.h (struct kinfo_proc, kinfo_proc2, kinfo_lwp, kinfo_file), include/nlist.h.
 """
@@ -6,9 +10,6 @@ Source: NetBSD sys/sys/sysctl.h (struct kinfo_proc, kinfo_proc2, kinfo_lwp, kinf
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from kvm_dbg.kernel.base import Lwp, OpenFile, Process
-from kvm_dbg.kvm.constant import EPROC_CTTY, EPROC_SLEADER, KERN_PROC_TTY_NODEV, LSONPROC, LSRUN, P_SYSTEM, STATES
 
 
 @dataclass(slots=True)
@@ -22,11 +23,29 @@ class Nlist:
     n_desc: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KinfoProc2:
-    """struct kinfo_proc2. Sizes p_vm_* are in pages, times in seconds and microseconds, p_paddr is an address."""
+    """struct kinfo_proc2: one process.
 
+    Unlike in C, p_comm and p_groups have no length limit, and p_nice is the value that ps shows, -20 to 19.
+    """
+
+    p_forw: int | None = None
+    p_back: int | None = None
     p_paddr: int
+    p_addr: int | None = None
+    p_fd: int | None = None
+    p_cwdi: int | None = None
+    p_stats: int | None = None
+    p_limit: int | None = None
+    p_vmspace: int | None = None
+    p_sigacts: int | None = None
+    p_sess: int | None = None
+    p_tsess: int | None = None
+    p_ru: int | None = None
+    p_eflag: int
+    p_exitsig: int | None = None
+    p_flag: int
     p_pid: int
     p_ppid: int | None
     p_sid: int | None
@@ -34,36 +53,80 @@ class KinfoProc2:
     p_tpgid: int | None
     p_uid: int | None
     p_ruid: int | None
-    p_svuid: int | None
     p_gid: int | None
     p_rgid: int | None
-    p_svgid: int | None
-    p_groups: tuple[int, ...]
-    p_ngroups: int
-    p_tdev: int
-    p_eflag: int
-    p_flag: int
-    p_stat: int
-    p_realstat: int
-    p_priority: int | None
-    p_nice: int | None
-    p_comm: str
-    p_cpuid: int | None
-    p_nlwps: int
-    p_vm_rssize: int | None
-    p_vm_vsize: int | None
+    p_groups: tuple[int, ...] | None
+    p_ngroups: int | None
+    p_jobc: int | None = None
+    p_tdev: int | None
+    p_estcpu: int | None = None
     p_rtime_sec: int | None
     p_rtime_usec: int | None
+    p_cpticks: int | None = None
+    p_pctcpu: int | None = None
+    p_swtime: int | None = None
+    p_slptime: int | None = None
+    p_schedflags: int | None = None
+    p_uticks: int | None = None
+    p_sticks: int | None = None
+    p_iticks: int | None = None
+    p_tracep: int | None = None
+    p_traceflag: int | None = None
+    p_holdcnt: int | None = None
+    p_siglist: int | None = None
+    p_sigmask: int | None = None
+    p_sigignore: int | None = None
+    p_sigcatch: int | None = None
+    p_stat: int
+    p_priority: int | None
+    p_usrpri: int | None
+    p_nice: int | None
+    p_xstat: int | None = None
+    p_acflag: int | None = None
+    p_comm: str
+    p_wmesg: str | None = None
+    p_wchan: int | None = None
+    p_login: str | None = None
+    p_vm_rssize: int | None
+    p_vm_tsize: int | None = None
+    p_vm_dsize: int | None = None
+    p_vm_ssize: int | None = None
+    p_uvalid: int
+    p_ustart_sec: int | None
+    p_ustart_usec: int | None
     p_uutime_sec: int | None
     p_uutime_usec: int | None
     p_ustime_sec: int | None
     p_ustime_usec: int | None
-    p_ustart_sec: int | None
-    p_ustart_usec: int | None
-    p_uvalid: int
+    p_uru_maxrss: int | None = None
+    p_uru_ixrss: int | None = None
+    p_uru_idrss: int | None = None
+    p_uru_isrss: int | None = None
+    p_uru_minflt: int | None = None
+    p_uru_majflt: int | None = None
+    p_uru_nswap: int | None = None
+    p_uru_inblock: int | None = None
+    p_uru_oublock: int | None = None
+    p_uru_msgsnd: int | None = None
+    p_uru_msgrcv: int | None = None
+    p_uru_nsignals: int | None = None
+    p_uru_nvcsw: int | None = None
+    p_uru_nivcsw: int | None = None
+    p_uctime_sec: int | None = None
+    p_uctime_usec: int | None = None
+    p_cpuid: int | None
+    p_realflag: int
+    p_nlwps: int | None
+    p_nrlwps: int | None = None
+    p_realstat: int
+    p_svuid: int | None
+    p_svgid: int | None
+    p_ename: str | None = None
+    p_vm_vsize: int | None
+    p_vm_msize: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KpProc:
     """The part `kp_proc` of struct kinfo_proc: fields of struct proc."""
 
@@ -72,10 +135,10 @@ class KpProc:
     p_stat: int
     p_nice: int | None
     p_comm: str
-    p_nlwps: int
+    p_nlwps: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pcred:
     """The part `e_pcred` of struct eproc: real and saved ids."""
 
@@ -85,194 +148,104 @@ class Pcred:
     p_svgid: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ucred:
     """The part `e_ucred` of struct eproc: effective ids."""
 
     cr_uid: int | None
     cr_gid: int | None
-    cr_ngroups: int
-    cr_groups: tuple[int, ...]
+    cr_ngroups: int | None
+    cr_groups: tuple[int, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KpEproc:
     """The part `kp_eproc` of struct kinfo_proc: what is not in struct proc itself."""
 
     e_paddr: int
-    e_ppid: int | None
-    e_pgid: int | None
-    e_sid: int | None
-    e_tdev: int
-    e_tpgid: int | None
-    e_flag: int
+    e_sess: int | None = None
     e_pcred: Pcred
     e_ucred: Ucred
+    e_ppid: int | None
+    e_pgid: int | None
+    e_jobc: int | None = None
+    e_tdev: int | None
+    e_tpgid: int | None
+    e_tsess: int | None = None
+    e_wmesg: str | None = None
+    e_xsize: int | None = None
+    e_xrssize: int | None = None
+    e_xccount: int | None = None
+    e_xswrss: int | None = None
+    e_flag: int
+    e_login: str | None = None
+    e_sid: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class KinfoProc:
-    """struct kinfo_proc."""
+    """struct kinfo_proc: one process."""
 
     kp_proc: KpProc
     kp_eproc: KpEproc
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KinfoLwp:
-    """struct kinfo_lwp."""
+    """struct kinfo_lwp: one thread. l_wmesg is the name of the kernel function that it sleeps in."""
 
+    l_forw: int | None = None
+    l_back: int | None = None
     l_laddr: int
+    l_addr: int | None = None
     l_lid: int
-    l_pid: int
-    l_stat: int
+    l_flag: int
+    l_swtime: int | None = None
+    l_slptime: int | None = None
+    l_schedflags: int | None = None
+    l_holdcnt: int | None = None
     l_priority: int | None
+    l_usrpri: int | None
+    l_stat: int
+    l_wmesg: str | None
+    l_wchan: int | None = None
     l_cpuid: int | None
     l_rtime_sec: int | None
     l_rtime_usec: int | None
-    l_wmesg: str | None
+    l_cpticks: int | None = None
+    l_pctcpu: int | None = None
+    l_pid: int
     l_name: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KinfoFile:
-    """struct kinfo_file, and the path, which the C structure has no room for."""
+    """struct kinfo_file: one open file; and `ki_path`, for which the C structure has no room.
+
+    ki_flag is as the image's own system defines open(2)'s flags. ki_pid and ki_fd are None where files were asked
+    for, not descriptors. ki_fileid is the inode number.
+    """
 
     ki_fileaddr: int
-    ki_pid: int
-    ki_fd: int
     ki_flag: int | None
-    ki_ftype: str
+    ki_iflags: int | None = None
+    ki_ftype: int
+    ki_count: int | None = None
+    ki_msgcount: int | None = None
+    ki_usecount: int | None = None
+    ki_fucred: int | None = None
+    ki_fuid: int | None = None
+    ki_fgid: int | None = None
+    ki_fops: int | None = None
     ki_foffset: int | None
+    ki_fdata: int | None = None
+    ki_vun: int | None = None
+    ki_vsize: int | None = None
+    ki_vtype: int
+    ki_vtag: int | None = None
+    ki_vdata: int | None = None
+    ki_pid: int | None
+    ki_fd: int | None
+    ki_ofileflags: int | None = None
     ki_fileid: int | None
     ki_path: str | None
-
-
-def split_seconds(seconds: float | None) -> tuple[int | None, int | None]:
-    """Return (whole seconds, microseconds)."""
-    if seconds is None:
-        return None, None
-    total = round(seconds * 1_000_000)
-    return total // 1_000_000, total % 1_000_000
-
-
-def sum_times(user: float | None, system: float | None) -> float | None:
-    """Return the sum of the times that are known, None if neither is."""
-    times = [time for time in (user, system) if time is not None]
-    return sum(times) if times else None
-
-
-def state_code(letter: str, *, on_cpu: bool = False) -> int:
-    """Return l_stat for a state letter."""
-    code = STATES.get(letter, 0)
-    return LSONPROC if on_cpu and code == LSRUN else code
-
-
-def proc2_of(process: Process, page_size: int) -> KinfoProc2:
-    """Return a process as struct kinfo_proc2."""
-    run_time = split_seconds(sum_times(process.user_time, process.system_time))
-    user, system, start = map(split_seconds, (process.user_time, process.system_time, process.start_time))
-    return KinfoProc2(
-        p_paddr=process.address,
-        p_pid=process.pid,
-        p_ppid=process.ppid,
-        p_sid=process.sid,
-        p__pgid=process.pgid,
-        p_tpgid=process.tty_pgid,
-        p_uid=process.uid,
-        p_ruid=process.ruid,
-        p_svuid=process.svuid,
-        p_gid=process.gid,
-        p_rgid=process.rgid,
-        p_svgid=process.svgid,
-        p_groups=process.groups,
-        p_ngroups=len(process.groups),
-        p_tdev=terminal_of(process),
-        p_eflag=flags_of(process),
-        p_flag=P_SYSTEM if process.kernel_thread else 0,
-        p_stat=state_code(process.state),
-        p_realstat=state_code(process.state),
-        p_priority=process.priority,
-        p_nice=process.nice,
-        p_comm=process.command,
-        p_cpuid=process.cpu,
-        p_nlwps=process.threads,
-        p_vm_rssize=None if process.rss is None else process.rss // page_size,
-        p_vm_vsize=None if process.vsize is None else process.vsize // page_size,
-        p_rtime_sec=run_time[0],
-        p_rtime_usec=run_time[1],
-        p_uutime_sec=user[0],
-        p_uutime_usec=user[1],
-        p_ustime_sec=system[0],
-        p_ustime_usec=system[1],
-        p_ustart_sec=start[0],
-        p_ustart_usec=start[1],
-        p_uvalid=int(process.state not in "ZX" and user[0] is not None),
-    )
-
-
-def proc_of(process: Process) -> KinfoProc:
-    """Return a process as struct kinfo_proc."""
-    return KinfoProc(
-        kp_proc=KpProc(
-            p_pid=process.pid,
-            p_flag=P_SYSTEM if process.kernel_thread else 0,
-            p_stat=state_code(process.state),
-            p_nice=process.nice,
-            p_comm=process.command,
-            p_nlwps=process.threads,
-        ),
-        kp_eproc=KpEproc(
-            e_paddr=process.address,
-            e_ppid=process.ppid,
-            e_pgid=process.pgid,
-            e_sid=process.sid,
-            e_tdev=terminal_of(process),
-            e_tpgid=process.tty_pgid,
-            e_flag=flags_of(process),
-            e_pcred=Pcred(process.ruid, process.svuid, process.rgid, process.svgid),
-            e_ucred=Ucred(process.uid, process.gid, len(process.groups), process.groups),
-        ),
-    )
-
-
-def terminal_of(process: Process) -> int:
-    """Return the device number of the controlling terminal, NODEV without one."""
-    return KERN_PROC_TTY_NODEV if process.tty_device is None else process.tty_device
-
-
-def flags_of(process: Process) -> int:
-    """Return p_eflag."""
-    leader = process.sid is not None and process.sid == process.pid
-    return (EPROC_CTTY if process.tty_device is not None else 0) | (EPROC_SLEADER if leader else 0)
-
-
-def lwp_of(lwp: Lwp) -> KinfoLwp:
-    """Return a thread as struct kinfo_lwp."""
-    seconds, microseconds = split_seconds(sum_times(lwp.user_time, lwp.system_time))
-    return KinfoLwp(
-        l_laddr=lwp.address,
-        l_lid=lwp.lid,
-        l_pid=lwp.pid,
-        l_stat=state_code(lwp.state, on_cpu=lwp.on_cpu),
-        l_priority=lwp.priority,
-        l_cpuid=lwp.cpu,
-        l_rtime_sec=seconds,
-        l_rtime_usec=microseconds,
-        l_wmesg=lwp.wait_channel,
-        l_name=lwp.name,
-    )
-
-
-def file_of(file: OpenFile) -> KinfoFile:
-    """Return an open file as struct kinfo_file."""
-    return KinfoFile(
-        ki_fileaddr=file.address,
-        ki_pid=file.pid,
-        ki_fd=file.fd,
-        ki_flag=file.flags,
-        ki_ftype=file.kind,
-        ki_foffset=file.offset,
-        ki_fileid=file.inode,
-        ki_path=file.path,
-    )

@@ -316,7 +316,7 @@ class Registered:
         self.opened: list[dict[str, Any]] = []
 
     def identify(self, image: MemoryImage, progress: object) -> list[Identity]:
-        if b"nothing" in image.paths[0].encode():
+        if Path(image.paths[0]).name == "nothing":
             raise KernelNotFoundError("no kernel is in it")
         paging = Paging(0x1000, 4)
         return [Identity("Little", "x86_64", "1.0-little", "#1", paging, 0x1000000, "c0ffee", True, "Little 1.0")]
