@@ -56,9 +56,11 @@ def test_every_name_is_found_with_and_without_an_index(dump: Dump, tmp_path: Pat
     ElfSymbolTable(dump.vmlinux, index=Index(tmp_path, build_id)).find("init_task")
     kept = ElfSymbolTable(dump.vmlinux, index=Index(tmp_path, build_id))
     assert kept.find("no such name") is None
-    for symbols in (table.find_many(addresses), kept.find_many(addresses)):
-        assert symbols.keys() == addresses.keys()
-        assert all(symbol.address in addresses[name] for name, symbol in symbols.items())
+    for symbols, step in ((table, 1), (kept, 7)):
+        names = list(addresses)[::step]
+        found = symbols.find_many(names)
+        assert found.keys() == set(names)
+        assert all(symbol.address in addresses[name] for name, symbol in found.items())
     for name in list(addresses)[::500]:
         assert {symbol.address for symbol in kept.find_all(name)} == addresses[name]
 
