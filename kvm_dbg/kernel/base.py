@@ -7,7 +7,7 @@ functions in `kernel/<os>/`, and its door is one `OperatingSystem` (see `kernel/
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -296,8 +296,11 @@ class OperatingSystem(Protocol):
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         """Return "name+0x12" or "name+0x12 [module]" for a kernel address, None if nothing is near."""
 
-    def for_each_unwind_row(self, kernel: Kernel) -> Iterator[UnwindRow]:
-        """Yield rules for code whose debug information has none or wrong ones: entry code, switched stacks.
+    def for_each_unwind_row(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
+        """Yield rules for the kernel's text that is not `covered` by debug information, or wrongly so.
+
+        covered: [start, end) runs of run-time addresses, ascending. Code that runs on a stack that it was not called
+        on is never covered rightly.
 
         Raises KvmDbgError if the image lacks them.
         """

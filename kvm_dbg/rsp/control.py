@@ -60,6 +60,11 @@ class ControlChannel:
         """Return the descriptor to select on."""
         return self._receive_from
 
+    @property
+    def waiting(self) -> bool:
+        """Return whether something has been read and not been answered."""
+        return bool(self._requests)
+
     def receive(self) -> None:
         """Read what has come. Raises ClientGone at its end, or when it is no JSON."""
         data = os.read(self._receive_from, RECEIVE_SIZE)

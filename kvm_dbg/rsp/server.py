@@ -63,6 +63,11 @@ class Connection:
         """Return the descriptor, for select."""
         return self.socket.fileno()
 
+    @property
+    def waiting(self) -> bool:
+        """Return whether something has been read and not been answered."""
+        return bool(self._events)
+
     def receive(self) -> None:
         """Read what has come. Raises ClientGone, ProtocolError."""
         try:
@@ -206,19 +211,23 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
         with contextlib.closing(Listener(options)) as listener:
             _announce(channel, {"ready": {"address": listener.address, **ready}})
             while True:
-                waiting = [item for item in (channel, connection or listener) if item is not None]
-                readable, _, _ = select.select(waiting, [], [])
-                if channel is not None and channel in readable:
-                    channel.receive()
+                # What a timer's look has read already is announced by no select.
+                if not any(item.waiting for item in (channel, connection) if item is not None):
+                    sources = [item for item in (channel, connection or listener) if item is not None]
+                    readable, _, _ = select.select(sources, [], [])
+                    if channel is not None and channel in readable:
+                        channel.receive()
+                    if connection is not None and connection in readable:
+                        connection.receive()
+                    elif listener in readable:
+                        connection = Connection(listener.accept(), debugger)
+                if channel is not None:
                     for request in channel.requests():
                         answer(channel, request, session, debugger, interruptible, unwind)
-                if connection is not None and connection in readable:
-                    connection.receive()
+                if connection is not None:
                     connection.serve()
                     if debugger.ended:
                         return 0
-                elif listener in readable:
-                    connection = Connection(listener.accept(), debugger)
     except ClientGone:
         return 0
     except ProtocolError as error:

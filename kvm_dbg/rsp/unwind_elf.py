@@ -52,7 +52,9 @@ INTERRUPT_FRAME = {"rip": 0, "rsp": 24}  # offsets in bytes from where the proce
 USER_START, USER_END = 0x1000, 0x7FFF_FFFF_E000  # a backtrace ends at the first user frame
 
 DATA_ALIGN = -8
+CFA_ADVANCE_LOC4 = 0x04
 CFA_UNDEFINED = 0x07
+CFA_RESTORE = 0xC0
 CFA_DEF = 0x0C
 CFA_DEF_EXPRESSION = 0x0F
 CFA_OFFSET_SF = 0x11
@@ -60,6 +62,7 @@ CFA_DEF_SF = 0x12
 
 OP_DEREF, OP_CONSTS, OP_PLUS, OP_BREG0 = 0x06, 0x11, 0x22, 0x70
 
+ADVANCE = struct.Struct("<BI")
 ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 EM_X86_64 = 62
@@ -68,8 +71,34 @@ SHF_ALLOC_EXECUTE = 2 | 4
 
 
 def make_unwind_elf(rows: Iterable[UnwindRow]) -> bytes | None:
-    """Return the file for the rows, or None if there are none."""
-    fdes = [_fde(row.start, row.end, _rules(row)) for row in rows]
+    """Return the file for the rows, or None if there are none.
+
+    Neighbouring rows of calls share an entry; each of the other kinds has one of its own.
+    """
+    fdes: list[bytes] = []
+    known: dict[tuple[str, str, int, str, int], bytes] = {}
+    start = end = place = 0  # of the entry that is being made, and what its last rule is for
+    instructions: list[bytes] = []
+    for row in rows:
+        key = row[2:]
+        rules = known.get(key)
+        if rules is None:
+            rules = known[key] = _rules(row)
+        joins = row.kind == "call" and not row.base.startswith("[")
+        if instructions and not (joins and row.start == end):
+            fdes.append(_fde(start, end, b"".join(instructions)))
+            instructions = []
+        if not joins:
+            fdes.append(_fde(row.start, row.end, rules))
+            continue
+        if instructions:
+            instructions.append(ADVANCE.pack(CFA_ADVANCE_LOC4, row.start - place))
+        else:
+            start = row.start
+        instructions.append(rules)
+        place, end = row.start, row.end
+    if instructions:
+        fdes.append(_fde(start, end, b"".join(instructions)))
     if not fdes:
         return None
     fdes.append(_fde(USER_START, USER_END, _stop()))
@@ -133,11 +162,11 @@ def _rules(row: UnwindRow) -> bytes:
     if base not in DWARF_NUMBERS or row.offset % 8 or row.frame_offset % 8:
         return _stop()
     if row.kind == "call":
-        place = _define_cfa if base == row.base else _define_cfa_by_memory
-        rules = place(base, row.offset) + _saved("rip", -8)
+        define = _define_cfa if base == row.base else _define_cfa_by_memory
+        rules = define(base, row.offset) + _saved("rip", -8)
         if row.frame_base == "previous":
-            rules += _saved("rbp", row.frame_offset)
-        return rules
+            return rules + _saved("rbp", row.frame_offset)
+        return rules + bytes((CFA_RESTORE | DWARF_NUMBERS["rbp"],))
     saved = {"regs": PT_REGS, "partial": INTERRUPT_FRAME}.get(row.kind)
     if saved is None or base != row.base:
         return _stop()

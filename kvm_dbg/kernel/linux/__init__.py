@@ -5,7 +5,7 @@ Each function's module is imported when it is first used, so that a short comman
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -95,10 +95,10 @@ class _Linux:
 
         return symbolize(kernel, address)
 
-    def for_each_unwind_row(self, kernel: Kernel) -> Iterator[UnwindRow]:
-        from kvm_dbg.kernel.linux.orc import for_each_unwind_row
+    def for_each_unwind_row(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
+        from kvm_dbg.kernel.linux.orc_table import for_each_unwind_row
 
-        return for_each_unwind_row(kernel)
+        return for_each_unwind_row(kernel, covered)
 
 
 LINUX: OperatingSystem = _Linux()

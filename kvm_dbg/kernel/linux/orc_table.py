@@ -1,0 +1,213 @@
+"""ORC: the kernel's own unwind tables, read from its memory.
+
+Sources: Documentation/arch/x86/orc-unwinder.rst; arch/x86/include/asm/orc_types.h and arch/x86/kernel/unwind_orc.c.
+`__start_orc_unwind_ip` is an array of s32, each the distance from itself to the first address of its row, ascending
+in memory (sorted at boot, at build time since 5.6, commit 57fa18994285); `__start_orc_unwind` is the array of `struct
+orc_entry` beside it. The types of rows were 0 call, 1 regs, 2 partial regs in two bits with a separate bit `end`
+(commit d31a580266ee, 4.17) until the field grew to three bits: 0 undefined, 1 end of stack, 2 call, 3 regs, 4
+partial regs (commit fb799447ae29, 6.4). Registers: 0 undefined, 1 the previous stack pointer, 2 DX, 3 DI, 4 BP, 5 SP,
+6 R10, 7 R13, 8 and 9 the memory that BP and SP point to.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from kvm_dbg.debuginfo.base import StructType
+from kvm_dbg.errors import CorruptError
+from kvm_dbg.kernel.base import Kernel, UnwindRow
+
+IP_SIZE = 4  # bytes of one entry of the address table
+MAX_ROWS = 1 << 24  # of a whole kernel; real ones have under a million
+
+INDIRECT = (8, 9)  # numbers of the registers that stand for memory
+REGISTERS = ("", "previous", "rdx", "rdi", "rbp", "rsp", "r10", "r13", "[rbp]", "[rsp]")
+OLD_KINDS = ("call", "regs", "partial", "undefined")
+NEW_KINDS = ("undefined", "end", "call", "regs", "partial")
+
+
+class OrcTables(NamedTuple):
+    """Where the tables are: `ips` and `rows` are addresses, `size` the number of rows, `layout` that of one."""
+
+    ips: int
+    rows: int
+    size: int
+    layout: StructType
+
+
+def find_tables(kernel: Kernel) -> OrcTables | None:
+    """Return where the tables are, or None if the kernel was built without.
+
+    Raises:
+        TypeNotFound: the layout of struct orc_entry is not known.
+        CorruptError: their sizes do not fit.
+    """
+    symbols = kernel.symbols.find_many(
+        ("__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind")
+    )
+    if len(symbols) < 4:
+        return None
+    ips = symbols["__start_orc_unwind_ip"].address
+    rows = symbols["__start_orc_unwind"].address
+    layout = kernel.types.struct("struct orc_entry")
+    count = (symbols["__stop_orc_unwind_ip"].address - ips) // IP_SIZE
+    if not 0 < count <= MAX_ROWS or count > (symbols["__stop_orc_unwind"].address - rows) // layout.size:
+        raise CorruptError(ips, f"the ORC tables cannot have {count} rows of {layout.size} bytes")
+    return OrcTables(ips, rows, count, layout)
+
+
+def for_each_unwind_row(kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
+    """Yield the rows of the kernel's text that is not `covered`, and of code that runs on a switched stack.
+
+    The entry code is assembly that debug information says nothing of. A few instructions of C functions run on
+    another stack than the one they were called on, where the compiler's rules are wrong.
+
+    Args:
+        kernel: whose memory has the tables.
+        covered: [start, end) runs of run-time addresses, ascending.
+
+    Raises:
+        TypeNotFound, MemberNotFound: the layout of struct orc_entry is not known.
+        ReadError: the tables are not in the image.
+        CorruptError: they contradict themselves.
+    """
+    tables = find_tables(kernel)
+    first, last = kernel.symbols.find("_text"), kernel.symbols.find("_etext")
+    if tables is None or first is None or last is None:
+        return
+    gaps = list(_for_each_gap(first.address, last.address, covered))
+    for start, end in gaps:
+        yield from for_each_row(kernel, tables, start, end)
+    starts = [start for start, _ in gaps]
+    for row in for_each_switched_row(kernel, tables):
+        index = bisect_right(starts, row.start) - 1
+        if index < 0 or row.start >= gaps[index][1]:
+            yield row
+
+
+def _for_each_gap(start: int, end: int, covered: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for low, high in covered:
+        if high <= start:
+            continue
+        if low >= end:
+            break
+        if low > start:
+            yield start, low
+        start = high
+    if start < end:
+        yield start, end
+
+
+def for_each_row(kernel: Kernel, tables: OrcTables, start: int, end: int) -> Iterator[UnwindRow]:
+    """Yield the rows for [start, end), ascending, cut to that range. Raises as `for_each_unwind_row`."""
+    ips, rows, count, layout = tables
+    first = _find_row(kernel, ips, count, start)
+    last = min(_find_row(kernel, ips, count, end - 1) + 1, count)
+    number = last - first
+    starts = _read_starts(kernel, ips, first, min(number + 1, count - first))
+    data = kernel.read(rows + first * layout.size, number * layout.size)
+    decoder = _Decoder(layout)
+    for index in range(number):
+        low = max(starts[index], start)
+        high = min(starts[index + 1], end) if index + 1 < len(starts) else end
+        if low < high:
+            yield decoder.row(low, high, data[index * layout.size : (index + 1) * layout.size])
+
+
+def for_each_switched_row(kernel: Kernel, tables: OrcTables) -> Iterator[UnwindRow]:
+    """Yield the rows whose caller's stack is found through memory. Raises as `for_each_unwind_row`.
+
+    Of the whole table only one byte a row is looked at.
+    """
+    ips, rows, count, layout = tables
+    register = layout.member("sp_reg")
+    if register.bit_size != 4:
+        return
+    shift = register.bit_offset % 8
+    marks = bytes((byte >> shift & 15) in INDIRECT for byte in range(256))
+    column = kernel.read(rows, count * layout.size)[register.bit_offset // 8 :: layout.size].translate(marks)
+    decoder = _Decoder(layout)
+    index = column.find(1)
+    for _ in range(count):
+        if index < 0:
+            break
+        starts = _read_starts(kernel, ips, index, min(2, count - index))
+        if len(starts) == 2:
+            yield decoder.row(starts[0], starts[1], kernel.read(rows + index * layout.size, layout.size))
+        index = column.find(1, index + 1)
+
+
+def _read_starts(kernel: Kernel, ips: int, first: int, number: int) -> list[int]:
+    """Return the first addresses of `number` rows. Raises ReadError."""
+    place = ips + first * IP_SIZE
+    distances = struct.unpack(f"<{number}i", kernel.read(place, number * IP_SIZE))
+    return [place + index * IP_SIZE + distance for index, distance in enumerate(distances)]
+
+
+def _find_row(kernel: Kernel, ips: int, count: int, address: int) -> int:
+    """Return the index of the last row that starts at or below `address` (0 if all are above). Raises ReadError."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        place = ips + middle * IP_SIZE
+        if place + int.from_bytes(kernel.read(place, IP_SIZE), "little", signed=True) <= address:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+class _Decoder:
+    """Reads `struct orc_entry` by its layout in this kernel."""
+
+    def __init__(self, layout: StructType) -> None:
+        names = ["sp_offset", "bp_offset", "sp_reg", "bp_reg", "type"]
+        if "end" in layout:
+            names.append("end")
+        members = {name: layout.member(name) for name in names}
+        self._fields = {
+            name: (member.bit_offset, member.bit_size or member.type.stripped().size * 8)
+            for name, member in members.items()
+        }
+        self._known: dict[bytes, tuple[str, str, int, str, int]] = {}
+        self._kinds = NEW_KINDS if self._fields["type"][1] > 2 else OLD_KINDS
+
+    def _field(self, number: int, name: str) -> int:
+        offset, bits = self._fields.get(name, (0, 0))
+        return number >> offset & ((1 << bits) - 1)
+
+    def _offset(self, number: int, name: str) -> int:
+        value = self._field(number, name)
+        bits = self._fields[name][1]
+        return value - (1 << bits) if value >> (bits - 1) else value
+
+    def row(self, start: int, end: int, data: bytes) -> UnwindRow:
+        """Return the row that `data` holds."""
+        rest = self._known.get(data)
+        if rest is None:
+            rest = self._known[data] = self._decode(data)
+        return UnwindRow(start, end, *rest)
+
+    def _decode(self, data: bytes) -> tuple[str, str, int, str, int]:
+        number = int.from_bytes(data, "little")
+        kind_number = self._field(number, "type")
+        kind = self._kinds[kind_number] if kind_number < len(self._kinds) else "undefined"
+        base = _register(self._field(number, "sp_reg"))
+        if self._field(number, "end"):
+            kind = "end"
+        elif kind not in ("end", "undefined") and not base:
+            kind = "undefined"
+        return (
+            kind,
+            base,
+            self._offset(number, "sp_offset"),
+            _register(self._field(number, "bp_reg")),
+            self._offset(number, "bp_offset"),
+        )
+
+
+def _register(number: int) -> str:
+    return REGISTERS[number] if number < len(REGISTERS) else ""
