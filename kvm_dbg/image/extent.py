@@ -88,26 +88,28 @@ class ExtentImage(MemoryImage):
     def __init__(self, source: Source, extents: list[Extent]) -> None:
         self.paths = (source.path,)
         self._source = source
-        self._map: mmap.mmap | None = source.map()
+        mapped = source.map()
+        self._mapped = mapped is not None
+        self._map: mmap.mmap | bytes = mapped if mapped is not None else b""
         self._arrange(extents)
 
     def _arrange(self, extents: list[Extent]) -> None:
         self._extents = extents
         self._starts = [extent.start for extent in extents]
-        self._low = self._high = self._shift = 0  # the present extent that served the last read
+        self._low = self._high = self._shift = 0  # the extent that served the last read, if mapped
 
     def read(self, paddr: int, size: int) -> bytes:
         end = paddr + size
-        if paddr < self._low or end > self._high:
-            extent = self._extents[bisect_right(self._starts, paddr) - 1] if self._extents else None
-            if extent is None or not extent.start <= paddr < extent.end or end > extent.end:
-                return super().read(paddr, size)
-            if extent.presence is not Presence.PRESENT:
-                raise NotInImageError(paddr, size, extent.presence.value, self.paths[0])
-            self._low, self._high, _, self._shift = extent
-        if self._map is not None:
+        if self._low <= paddr and end <= self._high:  # few steps: this is called for every page that is looked at
             return self._map[paddr + self._shift : end + self._shift]
-        return self._source.read(paddr + self._shift, size)
+        extent = self._extents[bisect_right(self._starts, paddr) - 1] if self._extents else None
+        if extent is None or not extent.start <= paddr < extent.end or end > extent.end:
+            return super().read(paddr, size)
+        if extent.presence is not Presence.PRESENT:
+            raise NotInImageError(paddr, size, extent.presence.value, self.paths[0])
+        if self._mapped:
+            self._low, self._high, _, self._shift = extent
+        return self._source.read(paddr + extent.shift, size)
 
     def coverage(self, start: int = 0, end: int | None = None) -> Iterator[Range]:
         index = max(bisect_right(self._starts, start) - 1, 0)
@@ -161,6 +163,6 @@ class ExtentImage(MemoryImage):
                 yield paddr, self.read(paddr, min(CHUNK_SIZE, run.end - paddr))
 
     def close(self) -> None:
-        self._map = None
+        self._map, self._mapped = b"", False
         self._source.close()
         self._arrange([])

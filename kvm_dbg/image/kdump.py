@@ -20,6 +20,7 @@ from kvm_dbg.image.source import Source
 
 NAME = "kdump"
 _PAGES_KEPT = 256
+_NEARBY = 8  # pages: reads that go forward by no more are taken for sequential ones
 _MACHINES = {"i486": "i386", "i586": "i386", "i686": "i386", "ppc64le": "ppc64", "arm64": "aarch64"}
 _UNKNOWN = ("", "Unknown")
 
@@ -63,7 +64,7 @@ class KdumpImage(MemoryImage):
         self._shift = self._block.bit_length() - 1
         self._max_pfn = first.max_mapnr
         self._pages: dict[int, bytes] = {}  # recently read ones by page frame number, oldest first
-        self._last = -2
+        self._last = -_NEARBY - 1
         self._whole: bool | None = None
         self._info: ImageInfo | None = None
         self.notes, self._quirks = _read_notes(self._parts[0].source, first)
@@ -80,7 +81,7 @@ class KdumpImage(MemoryImage):
         page = self._pages.pop(pfn, None)
         if page is None:
             part = self._find_part(pfn)
-            page = part.load(pfn, pfn == self._last + 1) if part is not None else None
+            page = part.load(pfn, 0 < pfn - self._last <= _NEARBY) if part is not None else None
             if page is None:
                 return super().read(paddr, size)  # which finds out why, and raises
             if len(self._pages) >= _PAGES_KEPT:

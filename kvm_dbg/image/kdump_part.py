@@ -97,7 +97,7 @@ class KdumpPart:
         return self._groups[number]
 
     def load(self, pfn: int, near: bool) -> bytes | None:
-        """Return the page `pfn`, None if it is not dumped or truncated; `near`: the page before it was just read.
+        """Return the page `pfn`, None if it is not dumped or truncated; `near`: one shortly before it was just read.
 
         Raises:
             FormatError: its descriptor or its bytes are damaged.
