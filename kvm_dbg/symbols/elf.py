@@ -221,9 +221,18 @@ class ElfSymbolTable(SymbolTable):
         return self._symbol(next((row for row in rows if row.binding != STB_LOCAL), rows[0]), name)
 
     def find_many(self, names: Iterable[str]) -> dict[str, Symbol]:
-        wanted = list(names)
-        self._name_table(build=len(wanted) > FEW)
-        return super().find_many(wanted)
+        wanted = {name.encode(): name for name in names if name}
+        if len(wanted) <= FEW or self._name_table(build=False) is not None:
+            return super().find_many(wanted.values())
+        best: dict[str, Row] = {}
+        for number in self._data.find_rows_of(set(wanted)):
+            row = self._data.row(number)
+            if self._is_name(row):
+                name = wanted[self._data.name(row.name)]
+                known = best.get(name)
+                if known is None or (known.binding == STB_LOCAL and row.binding != STB_LOCAL):
+                    best[name] = row
+        return {name: self._symbol(row, name) for name, row in best.items()}
 
     def find_all(self, name: str) -> tuple[Symbol, ...]:
         found = [self._symbol(row, name) for row in self._find_rows(name)]

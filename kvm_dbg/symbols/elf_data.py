@@ -159,6 +159,12 @@ class SymbolData:
         names = self.names().tolist()
         return list(compress(range(self.count), map(places.__contains__, names)))
 
+    def find_rows_of(self, wanted: set[bytes]) -> list[int]:
+        """Return the rows with any of these names, ascending, without any table: one pass over all rows."""
+        strings = self.strings
+        find = strings.find
+        return [row for row, at in enumerate(self.names()) if strings[at : find(b"\0", at)] in wanted]
+
     def name_tables(self) -> dict[str, array[int]]:
         """Return the hash table of all names: `buckets` and `chain`.
 

@@ -72,7 +72,8 @@ def vmlinux(tmp_path: Path) -> Path:
 def tables(path: Path, directory: Path) -> list[ElfSymbolTable]:
     """Return a table that searches, one that has built its own index of names, a fresh and a kept index."""
     eager = ElfSymbolTable(path)
-    eager.find_many([f"no{number}" for number in range(FEW + 1)])
+    for number in range(FEW + 1):
+        eager.find(f"no{number}")
     return [
         ElfSymbolTable(path),
         eager,
@@ -115,9 +116,10 @@ def test_names_that_share_their_ends_are_found(tmp_path: Path) -> None:
 
 
 def test_find_many_returns_only_what_is_there(vmlinux: Path, tmp_path: Path) -> None:
-    wanted = ["init_task", "absent", "runqueues", "both"]
-    for table in tables(vmlinux, tmp_path):
-        found = table.find_many(wanted)
+    wanted = ["init_task", "absent", "runqueues", "both", "", "first.c", "undefined_one"]
+    more = [*wanted, *(f"no{number}" for number in range(FEW))]
+    for table, names in ((table, names) for table in tables(vmlinux, tmp_path) for names in (wanted, more)):
+        found = table.find_many(names)
         assert {name: symbol.address for name, symbol in found.items()} == {
             "init_task": DATA + 0x1040,
             "runqueues": 0x180,
