@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
 PROGRAM = "kvm-dbg"
+INDEX_SPACE = 32 << 20  # bytes that must be free: more than the indexes of one kernel take
 OWN_FILES = ("open", "identify", "help")  # commands that take files as arguments of their own, or none
 FILES = "[VMLINUX] IMAGE..."
 USAGE = f"""usage: {PROGRAM} COMMAND {FILES} [ARGUMENT...] [OPTION...]
@@ -70,6 +71,23 @@ def _base_directory(variable: str, below_home: str) -> str | None:
         return path
     home = os.environ.get("HOME", "")
     return f"{home}/{below_home}" if home else None
+
+
+def usable_index_directory(configuration: Configuration) -> str | None:
+    """Return the directory for indexes, made if need be; None, with a warning, if nothing can be kept in it."""
+    path = configuration.index_directory
+    if path is None:
+        return None
+    try:
+        os.makedirs(path, exist_ok=True)
+        system = os.statvfs(path)
+        if system.f_bavail * system.f_frsize >= INDEX_SPACE:
+            return path
+        problem = "No space left on device"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    print(f"{PROGRAM}: warning: no index is kept, which takes longer: {path}: {problem}", file=sys.stderr)
+    return None
 
 
 def _read_search(path: str) -> tuple[str, ...]:
@@ -148,7 +166,8 @@ def _main(words: list[str]) -> int:
         from kvm_dbg.launch import main as launch
 
         configuration = read_configuration()
-        return launch(words[0], words[1:], Session(None, configuration.index_directory, configuration.search))
+        index_directory = usable_index_directory(configuration)
+        return launch(words[0], words[1:], Session(None, index_directory, configuration.search))
     if words[0] == "help" and len(words) == 2 and not words[1].startswith("-"):
         words = [words[1], "--help"]
     return run(words)
@@ -198,7 +217,7 @@ def run(words: list[str]) -> int:
     if command.needs_kernel and not files:
         parser.error("no image given")
     configuration = read_configuration()
-    index_directory = None if args.no_index else configuration.index_directory
+    index_directory = None if args.no_index else usable_index_directory(configuration)
     session = Session(_progress if sys.stderr.isatty() else None, index_directory, configuration.search)
     try:
         if files:

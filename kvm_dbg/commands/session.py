@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,9 +62,12 @@ def sort_files(files: list[str]) -> tuple[str | None, tuple[str, ...]]:
 def is_kernel_file(path: str) -> bool:
     """Return whether the file is ELF and no core; False as well if it cannot be read, which opening will explain."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(18)
-    except OSError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
+        try:
+            head = os.read(descriptor, 18) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):
         return False
     if len(head) < 18 or not head.startswith(ELF_MAGIC):
         return False

@@ -94,15 +94,17 @@ def test_open(flags: int, little: Little) -> None:
     ],
 )
 def test_open_returns_none_and_says_why(words: tuple[Any, ...], text: str, little: Little) -> None:
-    words = (*words, *(None, None, None, O_RDONLY)[len(words) :])
+    execfile, corefile = words[:2]
+    swapfile = words[2] if len(words) > 2 else None
+    flags = words[3] if len(words) > 3 else O_RDONLY
     errors: list[str] = []
-    assert kvm_openfiles(*words, errors) is None
+    assert kvm_openfiles(execfile, corefile, swapfile, flags, errors) is None
     assert len(errors) == 1
     assert re.search(text, errors[0])
     named: list[str] = []
-    assert kvm_open(*words, "prog", named) is None
+    assert kvm_open(execfile, corefile, swapfile, flags, "prog", named) is None
     assert named == [f"prog: {errors[0]}"]
-    assert kvm_open(*words, "prog") is None
+    assert kvm_open(execfile, corefile, swapfile, flags, "prog") is None
 
 
 def test_options_are_those_of_kvm_dbg_open(little: Little) -> None:
