@@ -129,6 +129,19 @@ def test_without_home_there_is_no_index(monkeypatch: pytest.MonkeyPatch) -> None
     assert read_configuration() == ((), "/nowhere/.cache/kvm-dbg/index")
 
 
+def test_a_full_disk_for_the_index_is_told(little: Little, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        f_bavail, f_frsize = 10, 4096
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Full)
+    assert cli.main(["loadavg", little.image]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "0.50 1.25 12.00\n"
+    assert captured.err.startswith("kvm-dbg: warning: no index is kept, which takes longer: ")
+    assert captured.err.endswith("/index: No space left on device\n")
+    assert little.entry.opened[-1]["index_directory"] is None
+
+
 # Output
 
 
