@@ -4,35 +4,34 @@
     (gdb) kvm open vmlinux vmcore
     (gdb) kvm procs
 
-This file knows gdb and nothing about kernels. It starts a server as a child process, connects gdb to it, loads the
-symbols where the server says they are, and registers the `kvm` commands. It runs in whatever Python gdb embeds (3.8
-or newer, gdb 12 or newer) and needs nothing but the standard library; the server runs in the Python that has the
-package: $KVM_DBG_PYTHON, else the one beside this file, else the one of the `kvm-dbg` program, else python3.
-
-The child's standard input and output are the control channel: JSON, one object a line (see rsp/control.py in the
-package). Its standard input ends when gdb does, however gdb ends, and then the server ends as well.
+This file knows gdb and nothing about kernels. It starts a server as a child process (`kvm_dbg_client.py`), connects
+gdb to it, loads the symbols where the server says they are, and registers the `kvm` commands. It runs in whatever
+Python gdb embeds (3.8 or newer, gdb 12 or newer) and needs nothing but the standard library; the server runs in the
+Python that has the package: $KVM_DBG_PYTHON, else the one beside this file, else the one of the `kvm-dbg` program,
+else python3.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import json
+import functools
 import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-from typing import Any, Callable, Generator, Iterator
+from typing import Any, Callable
 
 import gdb
 
+HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__file__))))
+sys.path.insert(0, HERE)
+try:
+    from kvm_dbg_client import Server, ServerError, ServerGone, start_server
+finally:
+    sys.path.remove(HERE)
+
 REMOTE_TIMEOUT = 60  # seconds; gdb's own 2 are too few for a busy machine
-END_TIMEOUT = 3.0  # seconds that the server has to end by itself
 NOT_OPEN = "no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first"
 OWN_COMMANDS = ("open", "close", "status", "geterr", "help")
-HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__file__))))
 
 OPEN_HELP = """Open a kernel memory image and connect gdb to it.
 Usage: kvm open [VMLINUX] IMAGE... [OPTION]...
@@ -50,10 +49,6 @@ opened before is closed; if opening fails, it stays open.
   --base ADDRESS   physical address of raw RAM
   --hole RANGE     hole in raw RAM
   --format NAME    take the image for this format"""
-
-
-class ServerGone(Exception):  # noqa: N818 - no mistake: it happened
-    """The server has ended; the text says how."""
 
 
 class Setup:
@@ -96,221 +91,6 @@ def quiet(command: str) -> str:
 def quoted(path: str) -> str:
     """Return the path as one word for gdb commands that split their arguments."""
     return "".join("\\" + character if character in " \t\n\"'\\" else character for character in path)
-
-
-# The server
-
-
-def interpreters() -> Iterator[str]:
-    """Yield the programs that may be the Python with the package, likeliest first."""
-    named = os.environ.get("KVM_DBG_PYTHON")
-    if named:
-        yield named
-        return
-    try:
-        with open(os.path.join(HERE, "python-path"), encoding="utf-8") as file:
-            yield file.readline().strip()
-    except OSError:
-        pass
-    for directory in (os.path.join(HERE, "..", ".venv"), os.path.join(HERE, "..", "..", "..")):
-        # a checkout's own environment; PREFIX of an installed PREFIX/share/kvm-dbg/gdb
-        yield os.path.join(os.path.normpath(directory), "bin", "python3")
-    program = shutil.which("kvm-dbg")
-    if program:
-        try:
-            with open(program, "rb") as script:
-                first = script.readline(256)
-        except OSError:
-            first = b""
-        if first.startswith(b"#!/"):
-            yield os.fsdecode(first[2:].strip())
-    python = shutil.which("python3")
-    if python:
-        yield python
-
-
-def server_environment() -> dict[str, str]:
-    """Return the child's environment: without what a wrapped gdb sets for its own Python."""
-    environment = dict(os.environ)
-    for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONSTARTUP"):
-        environment.pop(name, None)
-    root = os.path.dirname(HERE)
-    if os.path.isfile(os.path.join(root, "kvm_dbg", "__init__.py")):
-        environment["PYTHONPATH"] = root
-    environment["PYTHONSAFEPATH"] = "1"  # the current directory is no place to import from
-    return environment
-
-
-class Server:
-    """The child process, and the control channel to it."""
-
-    def __init__(self, python: str, words: list[str]) -> None:
-        self.name = python
-        self.ready: dict[str, Any] = {}
-        self._buffer = b""
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._process = subprocess.Popen(
-            [python, "-m", "kvm_dbg.cli", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=server_environment(),
-            start_new_session=True,  # the terminal's Ctrl-C is gdb's
-        )
-
-    def alive(self) -> bool:
-        """Return whether the server still runs."""
-        return self._process.poll() is None
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one message. Raises ServerGone."""
-        data = memoryview(json.dumps(message).encode() + b"\n")
-        try:
-            while data:
-                data = data[os.write(self._process.stdin.fileno(), data) :]  # type: ignore[union-attr]
-        except (OSError, ValueError):
-            raise ServerGone(self._epitaph()) from None
-
-    def receive(self) -> dict[str, Any]:
-        """Return the next message. Raises ServerGone, KeyboardInterrupt (nothing is lost then)."""
-        while b"\n" not in self._buffer:
-            try:
-                data = os.read(self._process.stdout.fileno(), 1 << 18)  # type: ignore[union-attr]
-            except (OSError, ValueError):
-                data = b""
-            if not data:
-                raise ServerGone(self._epitaph())
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            message = json.loads(line.decode())
-        except ValueError:
-            raise ServerGone(f"the server said something that is no JSON: {line[:80]!r}") from None
-        if "warning" in message:
-            warn(str(message["warning"]))
-            return self.receive()
-        return dict(message)
-
-    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Send a request and return its one answer. Raises ServerGone, gdb.GdbError with the server's text."""
-        answers = list(self.stream(message))
-        return answers[-1] if answers else {}
-
-    def stream(self, message: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """Send a request and yield the answers; Ctrl-C stops what the server does, and the rest is dropped.
-
-        Raises:
-            ServerGone, gdb.GdbError with the server's text, KeyboardInterrupt once the server has stopped.
-        """
-        self.send(message)
-        answer: dict[str, Any] = {}
-        try:
-            while True:
-                answer = self.receive()
-                if "error" in answer:
-                    raise gdb.GdbError(str(answer["error"]))
-                yield answer
-                if "text" not in answer:
-                    return
-        except (KeyboardInterrupt, GeneratorExit):
-            if "text" in answer or not answer:
-                self._stop()
-            raise
-
-    def _stop(self) -> None:
-        """Stop what the server does for us, and drop what it still says. A second Ctrl-C ends the server."""
-        try:
-            self.send({"interrupt": True})
-            while "text" in self.receive():
-                pass
-        except KeyboardInterrupt:
-            self.close()
-
-    def close(self) -> None:
-        """End the server and reap it: by the end of its input, and by force if it does not listen."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        for stop in (None, self._process.terminate, self._process.kill):
-            if stop is not None:
-                stop()
-            try:
-                self._process.wait(END_TIMEOUT)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        self._errors.close()
-        address = str(self.ready.get("address", ""))
-        if address.startswith("/"):  # after SIGKILL before anybody was connected
-            for remove, path in ((os.unlink, address), (os.rmdir, os.path.dirname(address))):
-                with contextlib.suppress(OSError):
-                    remove(path)
-
-    def last_words(self) -> str:
-        """Return the last line on the server's standard error."""
-        try:
-            self._errors.seek(0)
-            lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        except (OSError, ValueError):
-            return ""
-        return str(lines[-1]) if lines else ""
-
-    def _epitaph(self) -> str:
-        try:
-            status = self._process.wait(END_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            return "the server does not answer any more"
-        if status < 0:
-            try:
-                how = f"was killed by {signal.Signals(-status).name}"
-            except ValueError:
-                how = f"was killed by signal {-status}"
-        else:
-            how = f"has ended with status {status}"
-        words = self.last_words()
-        return f"the server {how}: {words}" if words else f"the server {how}"
-
-
-def start_server(words: list[str]) -> Server:
-    """Start a server that has opened the image, with the first Python that has the package.
-
-    Raises:
-        gdb.GdbError: there is no such Python, or the image could not be opened (the server's own text).
-    """
-    tried: list[str] = []
-    for python in interpreters():
-        if not python or python in tried or (os.sep in python and not os.access(python, os.X_OK)):
-            if os.environ.get("KVM_DBG_PYTHON"):
-                raise gdb.GdbError(f"KVM_DBG_PYTHON: {python} is no program that can be run")
-            continue
-        tried.append(python)
-        try:
-            server = Server(python, ["serve", "--control", *words])
-        except OSError as error:
-            if os.environ.get("KVM_DBG_PYTHON"):
-                raise gdb.GdbError(f"KVM_DBG_PYTHON: {python}: {error.strerror}") from None
-            continue
-        try:
-            first = server.receive()
-        except ServerGone as gone:
-            if "No module named" in server.last_words() or "SyntaxError" in server.last_words():
-                server.close()
-                continue
-            server.close()
-            raise gdb.GdbError(str(gone)) from None
-        except KeyboardInterrupt:
-            server.close()
-            raise
-        if "ready" not in first:
-            server.close()
-            raise gdb.GdbError(str(first.get("error", "the server could not start")))
-        server.ready = first["ready"]
-        return server
-    raise gdb.GdbError(
-        "no Python with the kvm-dbg package was found (tried: %s); set the environment variable KVM_DBG_PYTHON to it"
-        % (", ".join(tried) or "nothing")
-    )
 
 
 # Symbols
@@ -415,7 +195,7 @@ class Kvm:
                 f"inferior {inferior.num} already debugs something; end that first,"
                 " or use `add-inferior` and `inferior N`"
             )
-        server = start_server(words)
+        server = start_server(words, warn)
         try:
             self.close()
             self.server = server
@@ -459,7 +239,7 @@ class Kvm:
             rules = server.ask({"unwind": True})["file"]
             if rules is not None:  # before vmlinux: gdb takes the first rule that it finds
                 self.symbols.add(rules, "", {})
-        except gdb.error as error:
+        except (ServerError, gdb.error) as error:
             warn(f"backtraces may end in frames that never were: {error}")
         try:
             self.symbols.load_kernel(server.ready)
@@ -511,9 +291,7 @@ class Kvm:
         except ServerGone as gone:
             self.close()
             self._fail(f"{gone}; the image is closed, use `kvm open` again")
-        except gdb.GdbError as error:
-            self._fail(str(error))
-        except gdb.error as error:
+        except (ServerError, gdb.GdbError, gdb.error) as error:
             self._fail(str(error))
         except KeyboardInterrupt:
             self.failed = True
@@ -627,7 +405,7 @@ class KvmCommand(gdb.Command):
             return gdb.COMPLETE_NONE if word is not None else []
         try:
             words = server.ask({"complete": f"{self._name} {text}"})["words"]
-        except (ServerGone, gdb.GdbError, KeyError):
+        except (ServerGone, ServerError, KeyError):
             return []
         last = text.split(" ")[-1]
         skip = len(last) - len(word)
@@ -659,37 +437,19 @@ def register_commands(kvm: Kvm, commands: list[dict[str, Any]]) -> None:
         register(kvm, name, "\n".join(parts))
 
 
-def close_command(kvm: Kvm, words: list[str]) -> None:
-    """Run `kvm close`."""
-    if words:
-        raise gdb.GdbError("kvm close takes no argument")
-    if kvm.server is None:
-        raise gdb.GdbError(NOT_OPEN)
-    kvm.close()
-
-
-def help_command(kvm: Kvm, words: list[str]) -> None:
-    """Run `kvm help`."""
-    if kvm.server is not None:
-        kvm.run(" ".join(["help", *words]))
-    else:
+def plain_command(kvm: Kvm, name: str, words: list[str]) -> None:
+    """Run one of `close`, `status`, `geterr` and `help`, which answer without an open image as well."""
+    if name == "geterr":
+        gdb.write(kvm.last_error + "\n" if kvm.last_error else "")
+    elif name == "close":
+        kvm.need_server()
+        kvm.close()
+    elif kvm.server is not None:
+        kvm.run(" ".join([name, *words]))
+    elif name == "help":
         gdb.write(quiet("help kvm " + " ".join(words)))
-
-
-def status_command(kvm: Kvm, words: list[str]) -> None:
-    """Run `kvm status`, which answers without an image as well."""
-    if kvm.server is not None:
-        kvm.run(" ".join(["status", *words]))
-    elif "--json" in words:
-        gdb.write('{"open": false}\n')
     else:
-        gdb.write("no kernel image is open\n")
-
-
-def geterr_command(kvm: Kvm, _words: list[str]) -> None:
-    """Run `kvm geterr`."""
-    if kvm.last_error:
-        gdb.write(kvm.last_error + "\n")
+        gdb.write('{"open": false}\n' if "--json" in words else "no kernel image is open\n")
 
 
 # Functions for expressions
@@ -816,12 +576,13 @@ def main() -> None:
         if hasattr(gdb.events, "gdb_exiting"):
             gdb.events.gdb_exiting.connect(lambda event: on_exiting(kvm, event))
         register(kvm, "open", OPEN_HELP, kvm.open, gdb.COMPLETE_FILENAME)
-        register(
-            kvm, "close", "Close the image: target, symbols, settings and server.", lambda w: close_command(kvm, w)
-        )
-        register(kvm, "status", "Show what is open.", lambda w: status_command(kvm, w))
-        register(kvm, "geterr", "Print the text of the last error.", lambda w: geterr_command(kvm, w))
-        register(kvm, "help", "List the commands, or explain one: kvm help [COMMAND].", lambda w: help_command(kvm, w))
+        for name, text in (
+            ("close", "Close the image: target, symbols, settings and server."),
+            ("status", "Show what is open."),
+            ("geterr", "Print the text of the last error."),
+            ("help", "List the commands, or explain one: kvm help [COMMAND]."),
+        ):
+            register(kvm, name, text, functools.partial(plain_command, kvm, name))
 
 
 main()

@@ -1,0 +1,241 @@
+"""The adapters' client of the kvm_dbg server: finding the Python that has the package, starting the server, asking it.
+
+This file knows no debugger, no kernel and nothing of the package; it runs in whatever Python a debugger embeds.
+
+The server's standard input and output are the control channel: JSON, one object a line (see rsp/control.py in the
+package). Its standard input ends when the debugger does, however that ends, and then the server ends as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from typing import Any, Callable, Generator, Iterator
+
+END_TIMEOUT = 3.0  # seconds that the server has to end by itself
+HERE = os.path.dirname(os.path.realpath(os.path.abspath(__file__)))
+WRONG_PYTHON = ("No module named", "SyntaxError")  # last words of a Python that cannot run the package
+
+
+class ServerError(Exception):
+    """The server's answer is an error, or no server could be started; the text is for people."""
+
+
+class ServerGone(Exception):  # noqa: N818 - no mistake: it happened
+    """The server has ended; the text says how."""
+
+
+def interpreters() -> Iterator[str]:
+    """Yield the programs that may be the Python with the package, likeliest first."""
+    named = os.environ.get("KVM_DBG_PYTHON")
+    if named:
+        yield named
+        return
+    with contextlib.suppress(OSError), open(os.path.join(HERE, "python-path"), encoding="utf-8") as file:
+        yield file.readline().strip()
+    yield os.path.join(os.path.dirname(HERE), ".venv", "bin", "python3")  # of a checkout
+    prefix, share = os.path.dirname(os.path.dirname(os.path.dirname(HERE))), os.path.join("share", "kvm-dbg")
+    if os.path.dirname(HERE) == os.path.join(prefix, share):
+        yield os.path.join(prefix, "bin", "python3")
+    program = shutil.which("kvm-dbg")
+    if program:
+        try:
+            with open(program, "rb") as script:
+                first = script.readline(256)
+        except OSError:
+            first = b""
+        if first.startswith(b"#!/"):
+            yield os.fsdecode(first[2:].strip())
+    python = shutil.which("python3")
+    if python:
+        yield python
+
+
+def server_environment() -> dict[str, str]:
+    """Return the child's environment: without what a wrapped gdb sets for its own Python."""
+    environment = dict(os.environ)
+    for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONSTARTUP"):
+        environment.pop(name, None)
+    root = os.path.dirname(HERE)
+    if os.path.isfile(os.path.join(root, "kvm_dbg", "__init__.py")):
+        environment["PYTHONPATH"] = root
+    environment["PYTHONSAFEPATH"] = "1"  # the current directory is no place to import from
+    return environment
+
+
+class Server:
+    """The child process, and the control channel to it.
+
+    Args:
+        python: the program to run it by.
+        words: of its command line.
+        warn: shows a person what the server says without being asked.
+    """
+
+    def __init__(self, python: str, words: list[str], warn: Callable[[str], None]) -> None:
+        self.ready: dict[str, Any] = {}
+        self._buffer = b""
+        self._warn = warn
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._process = subprocess.Popen(
+            [python, "-m", "kvm_dbg.cli", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=server_environment(),
+            start_new_session=True,  # the terminal's Ctrl-C is gdb's
+        )
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message. Raises ServerGone."""
+        data = memoryview(json.dumps(message).encode() + b"\n")
+        try:
+            while data:
+                data = data[os.write(self._process.stdin.fileno(), data) :]  # type: ignore[union-attr]
+        except (OSError, ValueError):
+            raise ServerGone(self._epitaph()) from None
+
+    def receive(self) -> dict[str, Any]:
+        """Return the next message. Raises ServerGone, KeyboardInterrupt (nothing is lost then)."""
+        while b"\n" not in self._buffer:
+            try:
+                data = os.read(self._process.stdout.fileno(), 1 << 18)  # type: ignore[union-attr]
+            except (OSError, ValueError):
+                data = b""
+            if not data:
+                raise ServerGone(self._epitaph())
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        try:
+            message = json.loads(line.decode())
+        except ValueError:
+            raise ServerGone(f"the server said something that is no JSON: {line[:80]!r}") from None
+        if "warning" in message:
+            self._warn(str(message["warning"]))
+            return self.receive()
+        return dict(message)
+
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and return its one answer. Raises ServerGone, ServerError with the server's text."""
+        answers = list(self.stream(message))
+        return answers[-1] if answers else {}
+
+    def stream(self, message: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """Send a request and yield the answers; Ctrl-C stops what the server does, and the rest is dropped.
+
+        Raises:
+            ServerGone, ServerError with the server's text, KeyboardInterrupt once the server has stopped.
+        """
+        self.send(message)
+        answer: dict[str, Any] = {}
+        try:
+            while True:
+                answer = self.receive()
+                if "error" in answer:
+                    raise ServerError(str(answer["error"]))
+                yield answer
+                if "text" not in answer:
+                    return
+        except (KeyboardInterrupt, GeneratorExit):
+            if "text" in answer or not answer:
+                self._stop()
+            raise
+
+    def _stop(self) -> None:
+        """Stop what the server does for us, and drop what it still says. A second Ctrl-C ends the server."""
+        try:
+            self.send({"interrupt": True})
+            while "text" in self.receive():
+                pass
+        except KeyboardInterrupt:
+            self.close()
+
+    def close(self) -> None:
+        """End the server and reap it: by the end of its input, and by force if it does not listen."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        for stop in (None, self._process.terminate, self._process.kill):
+            if stop is not None:
+                stop()
+            try:
+                self._process.wait(END_TIMEOUT)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self._errors.close()
+        address = str(self.ready.get("address", ""))
+        if address.startswith("/"):  # after SIGKILL before anybody was connected
+            for remove, path in ((os.unlink, address), (os.rmdir, os.path.dirname(address))):
+                with contextlib.suppress(OSError):
+                    remove(path)
+
+    def last_words(self) -> str:
+        """Return the last line on the server's standard error."""
+        try:
+            self._errors.seek(0)
+            lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        except (OSError, ValueError):
+            return ""
+        return str(lines[-1]) if lines else ""
+
+    def _epitaph(self) -> str:
+        try:
+            status = self._process.wait(END_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return "the server does not answer any more"
+        if status < 0:
+            try:
+                how = f"was killed by {signal.Signals(-status).name}"
+            except ValueError:
+                how = f"was killed by signal {-status}"
+        else:
+            how = f"has ended with status {status}"
+        words = self.last_words()
+        return f"the server {how}: {words}" if words else f"the server {how}"
+
+
+def start_server(words: list[str], warn: Callable[[str], None]) -> Server:
+    """Start a server that has opened the image, with the first Python that has the package.
+
+    Raises:
+        ServerError: there is no such Python, or the image could not be opened (the server's own text).
+    """
+    named = "KVM_DBG_PYTHON" in os.environ
+    tried: list[str] = []
+    for python in interpreters():
+        if not python or python in tried:
+            continue
+        tried.append(python)
+        try:
+            server = Server(python, ["serve", "--control", *words], warn)
+        except OSError as error:
+            if named:
+                raise ServerError(f"KVM_DBG_PYTHON: {python}: {error.strerror}") from None
+            continue
+        try:
+            first = server.receive()
+        except ServerGone as gone:
+            last = server.last_words()
+            server.close()
+            if not named and any(text in last for text in WRONG_PYTHON):
+                continue
+            raise ServerError(str(gone)) from None
+        except BaseException:
+            server.close()
+            raise
+        if "ready" not in first:
+            server.close()
+            raise ServerError(str(first.get("error", "the server could not start")))
+        server.ready = first["ready"]
+        return server
+    raise ServerError(
+        f"no Python with the kvm-dbg package was found (tried: {', '.join(tried) or 'nothing'});"
+        " set the environment variable KVM_DBG_PYTHON to it"
+    )
