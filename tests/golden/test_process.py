@@ -178,3 +178,18 @@ def test_busy_process_runs_on_its_cpu(subject: Subject) -> None:
     system, kernel = system_of(subject.kernel), subject.kernel
     busy = [lwp for lwp in system.for_each_lwp(kernel) if lwp.name == "busy"]
     assert [(lwp.state, lwp.cpu) for lwp in busy] == [("R", 0)]
+
+
+def test_wait_channels_equal_proc(subject: Subject) -> None:
+    """Kernels before v5.16 cannot unwind here and say "0" of every task; running and exited ones wait nowhere."""
+    system, kernel = system_of(subject.kernel), subject.kernel
+    ours = {lwp.lid: lwp for lwp in system.for_each_lwp(kernel)}
+    names = set()
+    for truth in subject.settled():
+        for thread in truth.lwps:
+            if thread.wchan != b"0":
+                assert ours[thread.tid].wait_channel == thread.wchan.decode(), truth
+            elif thread.state in "RZ":
+                assert ours[thread.tid].wait_channel is None
+            names.add(ours[thread.tid].wait_channel)
+    assert {"do_signal_stop", "do_epoll_wait", "kernel_clone"} <= names or "ep_poll" in names

@@ -82,7 +82,9 @@ def for_each_lwp(kernel: Kernel, pid: int | None = None) -> Iterator[Lwp]:
     Raises:
         ReadError, CorruptError: after the last one that could be found: one of the kernel's lists is broken.
     """
-    reader = ProcessReader(kernel)
+    from kvm_dbg.kernel.linux.wchan import WaitChannelReader
+
+    reader, channels = ProcessReader(kernel), WaitChannelReader(kernel)
     leaders, failure = read_leaders(kernel)
     for leader in leaders:
         if pid is not None and leader["tgid"] != pid:
@@ -90,7 +92,7 @@ def for_each_lwp(kernel: Kernel, pid: int | None = None) -> Iterator[Lwp]:
         threads, broken = read_threads(kernel, leader, signal_layout(kernel).offsets["thread_head"])
         failure = failure or broken
         for task in threads:
-            yield reader.lwp(task)
+            yield reader.lwp(task, channels.read(task))
     if failure is not None:
         raise failure
 
@@ -174,8 +176,8 @@ class ProcessReader:
             unread=tuple(unread),
         )
 
-    def lwp(self, task: Record) -> Lwp:
-        """Return the thread that `task` is."""
+    def lwp(self, task: Record, wait_channel: str | None = None) -> Lwp:
+        """Return the thread that `task` is, which waits in the function `wait_channel`."""
         unread: list[str] = []
         times = attempt(unread, ("user_time", "system_time"), lambda: read_thread_time(task))
         return Lwp(
@@ -188,7 +190,7 @@ class ProcessReader:
             priority=task["prio"] - MAX_RT_PRIO,
             user_time=times[0] / NSEC if times is not None else None,
             system_time=times[1] / NSEC if times is not None else None,
-            wait_channel=None,
+            wait_channel=wait_channel,
             name=attempt(unread, ("name",), lambda: read_name(self._kernel, task)) or "",
             kernel_thread=bool(task["flags"] & PF_KTHREAD),
             unread=tuple(unread),

@@ -32,14 +32,23 @@ MAX_STRINGS = 1 << 26
 
 def symbolize(kernel: Kernel, address: int) -> str | None:
     """Return "name+0x12" or "name+0x12 [module]" for a kernel address, None if nothing is near."""
-    symbol = remembered(kernel, read_all_symbols).find_at(address)
-    if symbol is None or is_marker(symbol.name):
+    symbol = find_symbol(kernel, address)
+    if symbol is None:
         return None
     distance = address - symbol.address
     if not symbol.size and distance > FAR:
         return None
     place = f"+{distance:#x}" if distance else ""
     return symbol.name + place + (f" [{symbol.module}]" if symbol.module else "")
+
+
+def find_symbol(kernel: Kernel, address: int) -> Symbol | None:
+    """Return the symbol that `address` lies in, the kernel's own without a look at modules; None if there is none."""
+    first, end = kernel.symbols.find("_stext"), kernel.symbols.find("_end")
+    own = first is not None and end is not None and first.address <= address < end.address
+    table = kernel.symbols if own else remembered(kernel, read_all_symbols)
+    symbol = table.find_at(address)
+    return symbol if symbol is not None and not is_marker(symbol.name) else None
 
 
 def is_marker(name: str) -> bool:
