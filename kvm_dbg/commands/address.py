@@ -60,7 +60,7 @@ def evaluate_address(session: Session, text: str) -> int:
     match = EXPRESSION.fullmatch(text)
     if match is None:
         raise CommandError(f"{text!r} is neither an address nor SYMBOL[+OFFSET]")
-    address = session.kernel.symbols.address(match["name"])
+    address = session.find_symbol(match["name"]).address
     digits = match["offset"] or "0"
     offset = int(digits, 16) if digits[:2] in ("0x", "0X") else int(digits)
     return _checked(address - offset if match["sign"] == "-" else address + offset, text)

@@ -14,10 +14,18 @@ from kvm_dbg.errors import CorruptError, ReadError
 from kvm_dbg.kernel.base import Process
 
 
+def columns_with(strings: str) -> tuple[Column, ...]:
+    """Return the columns of a command whose strings are called `strings`."""
+    return (
+        Column("PID", "number"),
+        Column("COMMAND", "text", "the kernel's short name"),
+        Column(strings, "argv"),
+        Column("ERROR", "text", "why it could not be read", extra=True),
+    )
+
+
 class StringsCommand(Command):
     """A command that shows a vector of strings for each process."""
-
-    heading: str
 
     @abstractmethod
     def strings(self, session: Session, process: Process) -> list[bytes] | None:
@@ -27,14 +35,8 @@ class StringsCommand(Command):
         parser.add_argument("pid", metavar="PID", type=int, nargs="*", help="only these processes")
 
     def run(self, session: Session, args: Any) -> Table:
-        columns = (
-            Column("PID", "number"),
-            Column("COMMAND", "text", "the kernel's short name"),
-            Column(self.heading, "argv"),
-            Column("ERROR", "text", "why it could not be read", extra=True),
-        )
         notes: list[str] = []
-        return Table(columns, self._rows(session, args, notes), notes=notes)
+        return Table(self.columns, self._rows(session, args, notes), notes=notes)
 
     def _rows(self, session: Session, args: Any, notes: list[str]) -> Iterator[list[Cell]]:
         for process in for_each_selected(session, args.pid):
@@ -58,7 +60,7 @@ class Args(StringsCommand):
         "Kernel threads and zombies have none (-). Words are quoted as for a shell; bytes that are not UTF-8 are \\xNN."
     )
     examples = ("args", "args 1 --json")
-    heading = "ARGS"
+    columns = columns_with("ARGS")
 
     def strings(self, session: Session, process: Process) -> list[bytes] | None:
         return session.system.read_arguments(session.kernel, process)
@@ -71,7 +73,7 @@ class Env(StringsCommand):
     summary = "Show the environments of processes"
     description = Args.description
     examples = ("env 1", "env 1 --json")
-    heading = "ENV"
+    columns = columns_with("ENV")
 
     def strings(self, session: Session, process: Process) -> list[bytes] | None:
         return session.system.read_environment(session.kernel, process)

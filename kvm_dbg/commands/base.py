@@ -57,12 +57,14 @@ class Table(NamedTuple):
 class Command(ABC):
     """One command of the list. Subclasses set the attributes and implement `configure` and `run`.
 
-    needs_kernel: False for commands that work without an opened kernel (help, identify, ...).
+    columns: those of its answer, where no option asks for others. needs_kernel: False for commands that work without
+    an opened kernel (help, identify, ...).
     """
 
     name: str
     summary: str  # one line, imperative, no full stop
     description: str = ""  # further paragraphs of help
+    columns: tuple[Column, ...]
     examples: tuple[str, ...] = ()
     needs_kernel: bool = True
 

@@ -50,4 +50,5 @@ def _values(session: Session, action: argparse.Action, last: str) -> Iterator[st
             if str(process.pid).startswith(last):
                 yield str(process.pid)
     elif action.metavar in ("NAME", "ADDRESS") and session.is_open and last:
-        yield from (symbol.name for symbol in session.kernel.symbols.for_each() if symbol.name.startswith(last))
+        symbols = session.system.all_symbols(session.kernel)
+        yield from (symbol.name for symbol in symbols.for_each() if symbol.name.startswith(last))

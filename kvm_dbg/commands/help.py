@@ -16,6 +16,7 @@ class Help(Command):
 
     name = "help"
     summary = "List the commands, or show the help of one"
+    columns = COLUMNS
     examples = ("help", "help procs")
     needs_kernel = False
 

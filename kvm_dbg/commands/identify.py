@@ -41,6 +41,7 @@ class Identify(Command):
 
     name = "identify"
     summary = "Say what an image file is: format, kernel, page tables, coverage, quirks"
+    columns = COLUMNS
     examples = ("identify vmcore", "identify vmcore.1 vmcore.2 --json")
     needs_kernel = False
 

@@ -22,6 +22,7 @@ class LoadAvg(Command):
 
     name = "loadavg"
     summary = "Print the load averages of 1, 5 and 15 minutes"
+    columns = COLUMNS
     examples = ("loadavg", "loadavg --json")
 
     def run(self, session: Session, args: Any) -> Table:

@@ -30,6 +30,7 @@ class Log(Command):
 
     name = "log"
     summary = "Print the kernel's log, as dmesg would have"
+    columns = COLUMNS
     description = "Control characters in the text, line breaks and tabs apart, are shown as \\xNN."
     examples = ("log --tail 20", "log --level err", "log --grep 'BUG|Oops'", "log --json")
 

@@ -26,6 +26,7 @@ class Mods(Command):
 
     name = "mods"
     summary = "List the loaded modules"
+    columns = COLUMNS
     examples = ("mods", "mods --json")
 
     def run(self, session: Session, args: Any) -> Table:

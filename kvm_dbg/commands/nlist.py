@@ -24,6 +24,7 @@ class Nlist(Command):
 
     name = "nlist"
     summary = "Look up symbols by name"
+    columns = COLUMNS
     description = "A name that is not found has no address, and makes the command fail after all are shown."
     examples = ("nlist init_task jiffies", "nlist init_task --json")
 
@@ -34,7 +35,7 @@ class Nlist(Command):
         return Table(COLUMNS, self._rows(session, args.names))
 
     def _rows(self, session: Session, names: list[str]) -> Iterator[list[Cell]]:
-        found = session.kernel.symbols.find_many(names)
+        found = session.find_symbols(names)
         missing = [name for name in names if name not in found]
         for name in names:
             symbol = found.get(name)

@@ -80,6 +80,7 @@ class Open(Command):
 
     name = "open"
     summary = "Open a kernel memory image, with its kernel file if there is one"
+    columns = COLUMNS
     description = (
         "A named kernel file is checked against the image. Without one the usual places are searched.\n"
         "The parts of a split dump may be given in any order."
@@ -101,6 +102,7 @@ class Close(Command):
 
     name = "close"
     summary = "Close the image; what was written is forgotten"
+    columns = COLUMNS
     examples = ("close",)
     needs_kernel = False
 
@@ -114,6 +116,7 @@ class Status(Command):
 
     name = "status"
     summary = "Show what is open, and where symbols and types come from"
+    columns = COLUMNS
     examples = ("status", "status --json")
     needs_kernel = False
 
@@ -126,9 +129,10 @@ class GetErr(Command):
 
     name = "geterr"
     summary = "Print the text of the last error, as kvm_geterr does"
+    columns = (Column("ERROR"),)
     examples = ("geterr",)
     needs_kernel = False
 
     def run(self, session: Session, args: Any) -> Table:
         text = [printable(line) for line in session.last_error.splitlines()]
-        return Table((Column("ERROR"),), [(session.last_error or None,)], single=True, text=text)
+        return Table(self.columns, [(session.last_error or None,)], single=True, text=text)

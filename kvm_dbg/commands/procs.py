@@ -47,6 +47,7 @@ class Procs(Command):
 
     name = "procs"
     summary = "List the processes, as ps would have shown them"
+    columns = COLUMNS
     description = "A cell that the image has no bytes for is `-` (null in JSON); UNREAD in JSON names such fields."
     examples = ("procs", "procs --pid 1 --json", "procs --state D", "procs --tree", "procs --threads")
 

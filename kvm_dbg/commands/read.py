@@ -28,6 +28,7 @@ class Read(Command):
 
     name = "read"
     summary = "Read memory by virtual or physical address"
+    columns = COLUMNS
     description = (
         "ADDRESS is a number, SYMBOL or SYMBOL+OFFSET; in the kernel's address space, in a process's with --pid, or\n"
         "physical (a number) with --phys. Bytes that the image does not have are shown as -- and make the command fail."

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError, UsageError
+from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError, SymbolNotFound, UsageError
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel import open_kernel, system_of
+from kvm_dbg.kernel import find_symbols, open_kernel, system_of
 from kvm_dbg.kernel.base import Kernel, OperatingSystem
+from kvm_dbg.symbols.base import Symbol
 
 ELF_MAGIC = b"\x7fELF"
 ET_CORE = 4  # e_type of a core file; everything else that is ELF is taken for a kernel file
@@ -121,6 +122,17 @@ class Session:
     def image(self) -> MemoryImage:
         """Return the opened image."""
         return self.kernel.image
+
+    def find_symbols(self, names: Iterable[str]) -> dict[str, Symbol]:
+        """Return the found ones of `names`, in the kernel and in its modules."""
+        return find_symbols(self.kernel, names, self.system)
+
+    def find_symbol(self, name: str) -> Symbol:
+        """Return the symbol `name` of the kernel or of a module. Raises SymbolNotFound."""
+        symbol = self.find_symbols([name]).get(name)
+        if symbol is None:
+            raise SymbolNotFound(name)
+        return symbol
 
     def open(self, request: OpenRequest) -> Kernel:
         """Open an image and the kernel in it; what was open before is closed once the new one stands.

@@ -28,6 +28,7 @@ class Vtop(Command):
 
     name = "vtop"
     summary = "Translate a virtual address, showing every page-table entry"
+    columns = COLUMNS
     examples = ("vtop init_task", "vtop --pid 1 0x400000 --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ class Write(Command):
 
     name = "write"
     summary = "Write memory in a private copy; the image file never changes"
+    columns = COLUMNS
     description = (
         "The change lasts until the image is closed, and is seen by every later command and by the debugger. On the\n"
         "command line that is the end of the command itself: there, write only tells what it would replace."

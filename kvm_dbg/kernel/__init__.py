@@ -6,7 +6,7 @@ imported when one of its kernels is opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from kvm_dbg.arch.base import Paging, Walk
@@ -14,6 +14,7 @@ from kvm_dbg.errors import CommandError, KernelNotFoundError, UnsupportedError
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.kernel.base import AddressSpaceReader, Kernel, OperatingSystem
 from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.symbols.base import Symbol
 
 Progress = Callable[[str], None]
 
@@ -196,6 +197,16 @@ def system_of(kernel: Kernel) -> OperatingSystem:
         if system.owns(kernel):
             return system.room()
     raise UnsupportedError(f"the operating system of a {type(kernel).__name__}")
+
+
+def find_symbols(kernel: Kernel, names: Iterable[str], system: OperatingSystem | None = None) -> dict[str, Symbol]:
+    """Return the found ones of `names`: symbols of the kernel, and where it has none, of its modules."""
+    wanted = set(names)
+    found = kernel.symbols.find_many(wanted)
+    missing = wanted - found.keys()
+    if missing:
+        found |= (system or system_of(kernel)).all_symbols(kernel).find_many(missing)
+    return found
 
 
 def walk_address(kernel: Kernel, vaddr: int, task: int | None = None) -> Walk:

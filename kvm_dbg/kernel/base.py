@@ -293,6 +293,9 @@ class OperatingSystem(Protocol):
     def kernel_space(self, kernel: Kernel) -> AddressSpaceReader:
         """Return the kernel's own address space."""
 
+    def all_symbols(self, kernel: Kernel) -> SymbolTable:
+        """Return the kernel's symbols joined with those of its loaded modules, as far as these can be read."""
+
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         """Return "name+0x12" or "name+0x12 [module]" for a kernel address, None if nothing is near."""
 

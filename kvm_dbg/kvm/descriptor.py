@@ -10,7 +10,7 @@ from kvm_dbg.errors import CommandError, KvmDbgError
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage, PartialRead
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel import open_kernel, system_of, write_memory
+from kvm_dbg.kernel import find_symbols, open_kernel, system_of, write_memory
 from kvm_dbg.kernel.base import (
     AddressSpaceReader,
     Kernel,
@@ -123,9 +123,8 @@ class Kvm:
         self._known = None
 
     def nlist(self, names: Iterable[str]) -> dict[str, Symbol]:
-        """Return the symbols found of `names`."""
-        _ = self._system
-        return self.kernel.symbols.find_many(names)
+        """Return the found ones of `names`, in the kernel and in its modules."""
+        return find_symbols(self.kernel, names, self._system)
 
     def processes(self, op: int = KERN_PROC_ALL, argument: int = 0) -> Iterator[Process]:
         """Yield the processes that the filter keeps: KERN_PROC_* and its argument, as for kvm_getprocs.

@@ -23,7 +23,7 @@ import select
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kvm_dbg.errors import KvmDbgError, SymbolNotFound
+from kvm_dbg.errors import KvmDbgError
 from kvm_dbg.rsp.stop import ClientGone, Interruptible
 
 if TYPE_CHECKING:
@@ -184,10 +184,7 @@ def _messages(
 
             yield {"words": complete_line(session, line)}
         case {"symbol": str(name)}:
-            symbol = session.kernel.symbols.find(name)
-            if symbol is None:
-                raise SymbolNotFound(name)
-            yield {"address": hex(symbol.address)}
+            yield {"address": hex(session.find_symbol(name).address)}
         case {"process": int(pid)}:
             yield {"address": hex(_find_task(debugger, pid))}
         case {"modules": str() | None as directory}:

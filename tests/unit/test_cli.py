@@ -133,7 +133,7 @@ def test_a_full_disk_for_the_index_is_told(little: Little, capsys: Capture, monk
     class Full:
         f_bavail, f_frsize = 10, 4096
 
-    monkeypatch.setattr(os, "statvfs", lambda path: Full)
+    monkeypatch.setattr(os, "statvfs", lambda _: Full)
     assert cli.main(["loadavg", little.image]) == 0
     captured = capsys.readouterr()
     assert captured.out == "0.50 1.25 12.00\n"

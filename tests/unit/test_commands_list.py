@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvm_dbg import cli
-from kvm_dbg.commands import COMMANDS
+from kvm_dbg.commands import COMMANDS, find_command
 from tests.unit.conftest import Little
 from tests.writers.system import DATA, DATA_BYTES, ESCAPE, GONE, JOB, LOG, SHELL, TEXT, TEXT_BYTES, USER, USER_BYTES
 
@@ -57,6 +57,7 @@ def test_every_command_answers_in_text_json_and_csv(name: str, little: Little, c
     table = list(csv.reader(io.StringIO(run(capsys, *words, "--csv"), newline="")))
     rows = [answer] if isinstance(answer, dict) else answer
     assert text or name == "geterr"
+    assert table[0] == [column.key for column in find_command(name).columns]
     assert [list(row) for row in rows] == [table[0]] * len(rows)  # the same columns in the same order
     assert all(key == key.lower() for key in table[0])
     assert len(table) == len(rows) + 1

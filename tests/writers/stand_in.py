@@ -163,6 +163,9 @@ class StandInSystem:
             yield LogRecord(sequence, sequence / 1000, 0, 6, "and so on")
             sequence += 1
 
+    def all_symbols(self, kernel: StandInKernel) -> SymbolTable:
+        return kernel.symbols
+
     def kernel_space(self, kernel: StandInKernel) -> Space:
         return kernel.space
 

@@ -30,7 +30,7 @@ from kvm_dbg.kernel.base import (
     SystemSummary,
 )
 from kvm_dbg.kernel.space import ImageSpace
-from kvm_dbg.symbols.base import Symbol
+from kvm_dbg.symbols.base import Symbol, SymbolTable
 from tests.writers.lime import write_lime
 from tests.writers.page_table import PageTables
 from tests.writers.stand_in import NoTypes, Symbols
@@ -174,6 +174,7 @@ MODULES = (
     Module("ext9", TEXT + 0x100000, 8192, (), 0, "live", "OE", TEXT + 0x800, "abcd"),
     Module("core9", TEXT + 0x200000, 4096, ("ext9",), 1, "live", "", TEXT + 0x900),
 )
+EXT_INIT = Symbol("ext_init", TEXT + 0x100000, 16, "t", "ext9")  # in a module, not among the kernel's own
 LOAD = LoadAverage(0.5, 1.25, 12.004, 1, 7, 50)
 SUMMARY = SystemSummary(
     "Little",
@@ -217,7 +218,6 @@ class LittleKernel(Kernel):
                 Symbol("counter", DATA + 64, 8, "b"),
                 Symbol("absolute", 0x100, 0, "A"),
                 Symbol("odd", DATA + 72),
-                Symbol("ext_init", TEXT + 0x100000, 16, "t", "ext9"),
             ]
         )
         self.vmlinux_path = vmlinux
@@ -291,6 +291,9 @@ class LittleSystem:
 
     def kernel_space(self, kernel: LittleKernel) -> ImageSpace:
         return kernel.space
+
+    def all_symbols(self, kernel: Kernel) -> SymbolTable:
+        return Symbols([*kernel.symbols.for_each(), EXT_INIT])
 
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         return None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Thread,
         UnwindRow,
     )
+    from kvm_dbg.symbols.base import SymbolTable
 
 
 class _Linux:
@@ -89,6 +90,12 @@ class _Linux:
         from kvm_dbg.kernel.linux.mm import kernel_space
 
         return kernel_space(kernel)
+
+    def all_symbols(self, kernel: Kernel) -> SymbolTable:
+        from kvm_dbg.kernel.linux.layout import remembered
+        from kvm_dbg.kernel.linux.symbolize import read_all_symbols
+
+        return remembered(kernel, read_all_symbols)
 
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         from kvm_dbg.kernel.linux.symbolize import symbolize
