@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvm_dbg.arch.base import Arch, Paging
-from kvm_dbg.arch.paging import AddressSpace, TableCache
+from kvm_dbg.arch.paging import BLOCK_SHIFT, BLOCK_SIZE, AddressSpace, TableCache
 from kvm_dbg.errors import NotInImageError, ReadError
 from kvm_dbg.image.base import MemoryImage, PartialRead, Presence, Range
 
@@ -31,6 +31,8 @@ class ImageSpace(AddressSpace):
             length = min(self._page_size - (vaddr & (self._page_size - 1)), end - vaddr)
             try:
                 paddr = self.translate(vaddr)
+                if vaddr >> BLOCK_SHIFT in self._blocks:
+                    length = min(BLOCK_SIZE - (vaddr & (BLOCK_SIZE - 1)), end - vaddr)
             except ReadError as error:
                 presence = Presence(error.reason) if isinstance(error, NotInImageError) else Presence.HOLE
                 parts.append(bytes(length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from kvm_dbg.errors import (
     FormatError,
     KernelMismatchError,
     KernelNotFoundError,
+    KvmDbgError,
     NotMappedError,
     UnknownFormatError,
     UnsupportedError,
 )
 from kvm_dbg.image import open_image
+from kvm_dbg.image.base import BytesImage, ImageInfo, Note
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import open_kernel, walk_address, write_memory
 from kvm_dbg.kernel.linux import hole, vmlinux
@@ -326,3 +329,34 @@ def test_no_file_anywhere() -> None:
         open_kernel(memory.noted_image(), search=("/nowhere",))
     for place in ("/nowhere/vmlinux", "/usr/lib/debug/boot/vmlinux-0.0.0-none-such", "/boot/"):
         assert place in str(caught.value)
+
+
+def test_mutants_of_memory_give_an_error_of_ours_or_a_kernel(tmp_path: Path) -> None:
+    generator = random.Random(20)
+    memory = LinuxMemory(levels=5)
+    path = save(tmp_path / "vmlinux", memory.vmlinux())
+    good = memory.tables.segments()
+    opened = 0
+    for _ in range(60):
+        segments = dict(good)
+        for _ in range(generator.randrange(1, 6)):
+            paddr = generator.choice(list(segments))
+            page = bytearray(segments[paddr])
+            for _ in range(generator.randrange(1, 10)):
+                at = generator.choice([n for n in range(len(page)) if page[n]] or [0])
+                page[at] = generator.randrange(256)
+            segments[paddr] = bytes(page)
+        text = bytearray(memory.text)
+        for _ in range(generator.randrange(4)):
+            text[generator.randrange(len(text))] = generator.randrange(256)
+        notes = [memory.qemu_note()] if generator.random() < 0.5 else []
+        if generator.random() < 0.5:
+            notes.append(Note("VMCOREINFO", 0, bytes(text)))
+        image = BytesImage(segments, notes=tuple(notes), info=ImageInfo("bytes", machine="x86_64"))
+        try:
+            kernel = open_kernel(image, path)
+            kernel.read(kernel.symbols.address("linux_banner"), 20)
+            opened += 1
+        except KvmDbgError:
+            continue
+    assert 0 < opened < 60

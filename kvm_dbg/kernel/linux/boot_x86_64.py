@@ -27,6 +27,7 @@ ARCH = X86_64
 START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 KERNEL_HALF = 0xFF00_0000_0000_0000  # first kernel address, with 5 levels
 KERNEL_IMAGE_SIZE = 1 << 30  # bytes: the kernel's image lies in this much from START_KERNEL_MAP, wherever KASLR puts it
+MAX_BLOCKS = 192  # of 2 MiB: a kernel's image has 30 to 100 MiB, with every debug option more
 SLIDE_STEP = 1 << 21  # CONFIG_PHYSICAL_ALIGN is a multiple of 2 MiB
 CR4_LA57 = 1 << 12
 TOP_TABLES = ("swapper_pg_dir", "init_top_pgt", "init_level4_pgt")  # newest name that every version answers to first
@@ -84,16 +85,25 @@ def find_phys_base(space: ImageSpace, address: int) -> int | None:
 def for_each_kernel_block(space: ImageSpace, size: int, overlap: int) -> Iterator[tuple[int, bytes]]:
     """Yield (vaddr, bytes) of the mapped parts of the kernel's image, in blocks of `size` (2 MiB) plus `overlap` bytes.
 
-    Zeros stand for what is missing in a block.
+    Zeros stand for what is missing in a block. No more than MAX_BLOCKS are yielded, and none twice: page tables that
+    are damaged may map one piece of memory everywhere.
     """
+    seen: set[int] = set()
+    count = 0
     for vaddr in range(START_KERNEL_MAP, START_KERNEL_MAP + KERNEL_IMAGE_SIZE, size):
         try:
-            space.translate(vaddr)
+            paddr = space.translate(vaddr)
+            if paddr in seen:
+                continue
+            seen.add(paddr)
         except NotMappedError as error:
             if error.level != "PTE":
                 continue  # nothing of the block is mapped
         except ReadError:
             pass  # a page table is missing: perhaps only one
+        count += 1
+        if count > MAX_BLOCKS:
+            return
         yield vaddr, space.read_partial(vaddr, size + overlap).data
 
 
