@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import select
+import signal
 import socket
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import FileAccessError, KvmDbgError, ProtocolError
@@ -203,6 +205,8 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
             interruptible.interrupt()
 
     interruptible = Interruptible(poll)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _on_end)
     try:
         with interruptible:
             open_image()
@@ -244,6 +248,11 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
             connection.socket.close()
         unwind.close()
         session.close()
+
+
+def _on_end(_number: int, _frame: FrameType | None) -> None:
+    """End as if the debugger had left, so that nothing stays behind."""
+    raise ClientGone
 
 
 def _debugger_session(session: Session, interruptible: Interruptible) -> DebuggerSession:
