@@ -95,7 +95,7 @@ class Builder:
         crash: tuple[Path, Path] | None = None
         if self._scenario.take is Take.KDUMP:
             crash = self._kernel.vmlinuz, self._scratch / "crash-initrd"
-            write_crash_initramfs(crash[1], self._scratch, self._kernel.modules)
+            write_crash_initramfs(crash[1], self._scratch, self._kernel.modules, self._kernel.tools)
         write_initramfs(initramfs, self._scratch, self._kernel.modules, MODULES, crash)
         disks = [self._make_disk("truth.img", _TRUTH_DISK)]
         if crash:
@@ -202,7 +202,7 @@ class Builder:
         out = self._scratch / "out"
         out.mkdir()
         _run([str(find_program("debugfs")), "-R", f"rdump / {out}", str(disk)])
-        collect_from_guest(self._files, out)
+        collect_from_guest(self._files, out, find_kernel(self._scenario.kernel).too_new)
 
     def _find_panic(self) -> dict[str, object] | None:
         """Return what the console says about the panic; None without one."""

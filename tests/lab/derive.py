@@ -39,6 +39,7 @@ _GUEST_DUMPS: dict[str, tuple[str, int | None, str]] = {
     "zlib-d31": ("kdump", 31, ""),
     "lzo-d31": ("kdump", 31, ""),
     "lzo-d0": ("kdump", 0, ""),
+    "zstd-d31": ("kdump", 31, ""),
     "raw-d31": ("kdump", 31, ""),
     "elf-d31": ("elf", 31, ""),
     "split-lzo-d1": ("kdump", 1, ""),
@@ -102,15 +103,22 @@ def derive_on_host(files: FileList, scratch: Path) -> None:
     files.cut(_CUT, _CUT_PERCENT)
 
 
-def collect_from_guest(files: FileList, out: Path) -> None:
-    """Take what guest/crash.sh wrote from the directory `out`, the contents of its disk."""
+def collect_from_guest(files: FileList, out: Path, too_new: bool) -> None:
+    """Take what guest/crash.sh wrote from the directory `out`, the contents of its disk.
+
+    `too_new` says that makedumpfile does not know the kernel (Kernel.too_new).
+    """
     shutil.copy(out / "steps", files.work / "steps")
     if (out / "dmesg").exists():
         shutil.copy(out / "dmesg", files.work / "makedumpfile-dmesg")
     for line in (out / "steps").read_text().splitlines():
         kind, status = line.split()[:2]
+        log = out / f"{kind}.log"
+        words = log.read_text(errors="replace") if log.exists() else f"status {status}"
         if kind in _GUEST_DUMPS and (status == "0" or _GUEST_DUMPS[kind][2]):
             form, level, damage = _GUEST_DUMPS[kind]
+            if level == 31 and too_new:
+                damage = "makedumpfile does not know this kernel and left out pages that it had to keep"
             pattern = re.compile(re.escape(kind) + r"(\.\d)?")
             names = sorted(path.name for path in out.iterdir() if pattern.fullmatch(path.name))
             for name in names:
@@ -118,8 +126,7 @@ def collect_from_guest(files: FileList, out: Path) -> None:
                     copy_sparse(source, target)
             files.add(kind, form, level, damage, names)
         elif status != "0":
-            log = out / f"{kind}.log"
-            files.refuse(kind, log.read_text(errors="replace") if log.exists() else f"status {status}")
+            files.refuse(kind, words)
 
 
 def move_program_headers(path: Path) -> None:

@@ -17,7 +17,6 @@ SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 _KEEPER = "keeper"
 _ANIMALS = re.compile(r'(?:\{|spawn\(|animals? = )"([\w-]+)", (?:\w+\}|\(char|nothing|many)|strcmp\(name, "(\w+)"\)')
-_CRASH_TOOLS = ("makedumpfile",)
 _TOOLS = ("ps", "dmesg")
 
 
@@ -47,6 +46,25 @@ def find_libraries(program: Path) -> list[Path]:
     """Return the shared libraries that `program` needs, its loader included; none for a static program."""
     result = subprocess.run(["ldd", str(program)], capture_output=True, text=True)
     return [Path(match) for match in re.findall(r"(/\S+) \(0x", result.stdout)]
+
+
+def find_foreign_program(root: Path, name: str) -> dict[str, Path]:
+    """Return what a program needs that was unpacked below `root`: the guest's path to our file, the program first.
+
+    The program's own loader lists its libraries, since it may be too new for ours.
+    """
+    programs = [path for path in root.rglob(name) if path.is_file() and path.parent.name in ("bin", "sbin")]
+    loaders = [path for path in root.rglob("ld-linux-x86-64.so.2") if path.is_file()]
+    if not programs or not loaders:
+        raise LabError(f"{root}: no {name} with its loader")
+    libraries = ":".join(str(path) for path in (root / "lib/x86_64-linux-gnu", root / "usr/lib/x86_64-linux-gnu"))
+    command = [str(loaders[0]), "--library-path", libraries, "--list", str(programs[0])]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise LabError(f"{' '.join(command)}: {result.stdout}{result.stderr}")
+    found = [Path(match) for match in re.findall(r"(\S+) \(0x", result.stdout) if match.startswith(str(root))]
+    table = {f"/bin/{name}": programs[0], "/lib64/ld-linux-x86-64.so.2": loaders[0]}
+    return table | {f"/lib/x86_64-linux-gnu/{path.name}": path for path in found if "ld-linux" not in path.name}
 
 
 def find_animals() -> set[str]:
@@ -107,11 +125,16 @@ def write_initramfs(
         archive.close()
 
 
-def write_crash_initramfs(path: Path, work: Path, tree: Path) -> None:
-    """Write the crash kernel's initramfs to `path`: as small as it can be, since it lives in reserved memory."""
+def write_crash_initramfs(path: Path, work: Path, tree: Path, tools: Path) -> None:
+    """Write the crash kernel's initramfs to `path`: as small as it can be, since it lives in reserved memory.
+
+    `tools` is where makedumpfile and its libraries were unpacked.
+    """
     with path.open("wb") as file:
         archive = Archive(file)
-        _add_base(archive, work, _CRASH_TOOLS)
+        _add_base(archive, work, ())
+        for name, source in find_foreign_program(tools, "makedumpfile").items():
+            archive.add_file(name, source.read_bytes(), 0o755)
         _add_modules(archive, find_modules(tree, ("virtio_pci", "virtio_blk", "ext4")))
         archive.add_file("/crash.sh", (SOURCES / "crash.sh").read_bytes(), 0o755)
         archive.close()
@@ -123,7 +146,7 @@ def _add_base(archive: Archive, work: Path, tools: tuple[str, ...]) -> None:
     programs = [find_program(name) for name in ("busybox", *tools)]
     for program in programs:
         archive.add_file(f"/bin/{program.name}", program.read_bytes(), 0o755)
-    for applet in ("sh", "mount", "umount", "mkdir", "cut", "tee", "cp", "rm", "dd", "cat"):
+    for applet in ("sh", "mount", "umount", "mkdir", "cut", "tee", "cp", "rm", "dd", "cat", "grep"):
         archive.add_link(f"/bin/{applet}", "busybox")
     for library in sorted({library for program in programs for library in find_libraries(program)}):
         archive.add_file(str(library), library.read_bytes(), 0o755)

@@ -55,6 +55,8 @@ class KernelFiles:
     """Holds the .ko files as installed, in the tree of the package."""
     debug: Path
     """Root of debug files: holds lib/modules/RELEASE/... of those modules that the guests load."""
+    tools: Path
+    """Root of an unpacked makedumpfile and its libraries, of the same Debian release as the kernel."""
 
 
 def find_missing_tools() -> dict[str, str]:
@@ -97,7 +99,7 @@ def obtain_kernel(root: Path, kernel: Kernel) -> KernelFiles:
     """Return the unpacked kernel, fetching it if the cache has none."""
     entry = cache.obtain(root, "kernels", kernel.name, kernel_key(kernel), lambda work: _fetch(kernel, work))
     facts = json.loads((entry / "kernel.json").read_text())
-    paths = (entry / facts[name] for name in ("vmlinuz", "vmlinux", "modules", "debug"))
+    paths = (entry / facts[name] for name in ("vmlinuz", "vmlinux", "modules", "debug", "tools"))
     return KernelFiles(facts["release"], facts["version"], *paths)
 
 
@@ -138,7 +140,7 @@ def _prepare_apt(kernel: Kernel, state: Path) -> list[str]:
         "-o",
         "Acquire::Languages=none",
         "-o",
-        "APT::Default-Release=",
+        f"APT::Default-Release={kernel.target}",
     ]
     _run(["apt-get", *options, "-q", "update"])
     return options
@@ -192,12 +194,35 @@ def _fetch(kernel: Kernel, work: Path) -> None:
     _extract(archive, patterns, debug)
     vmlinux = _find_first(debug, f"usr/lib/debug/boot/vmlinux-{release}", f"usr/lib/debug/vmlinux-{release}")
     vmlinuz = _find_first(work, f"image/boot/vmlinuz-{release}", f"image/usr/lib/modules/{release}/vmlinuz")
+    tools = work / "tools"
+    _fetch_makedumpfile(options, tools)
     shutil.rmtree(debs)
     shutil.rmtree(state)
-    paths = {"vmlinuz": vmlinuz, "vmlinux": vmlinux, "modules": modules, "debug": debug / "usr/lib/debug"}
+    paths = {
+        "vmlinuz": vmlinuz,
+        "vmlinux": vmlinux,
+        "modules": modules,
+        "debug": debug / "usr/lib/debug",
+        "tools": tools,
+    }
     facts: dict[str, object] = {name: str(path.relative_to(work)) for name, path in paths.items()}
     facts |= {"release": release, "version": version, "package": image, "kernel": asdict(kernel)}
     (work / "kernel.json").write_text(json.dumps(facts, indent=1))
+
+
+def _fetch_makedumpfile(options: list[str], tools: Path) -> None:
+    """Unpack the makedumpfile of the kernel's own suite, and the libraries that it needs, below `tools`.
+
+    A makedumpfile that is older than the kernel leaves out pages that it must keep.
+    """
+    plan = _run(["apt-get", *options, "-s", "--no-install-recommends", "install", "makedumpfile"])
+    names = re.findall(r"^Inst ((?:makedumpfile|lib|zlib)\S*)", plan, re.MULTILINE)
+    debs = tools / "debs"
+    debs.mkdir(parents=True)
+    _run(["apt-get", *options, "-q", "download", *(name for name in names if "perl" not in name)], cwd=debs)
+    for deb in debs.glob("*.deb"):
+        _run(["dpkg-deb", "-x", str(deb), str(tools)])
+    shutil.rmtree(debs)
 
 
 def _extract(archive: subprocess.Popen[bytes], patterns: list[str], out: Path) -> None:

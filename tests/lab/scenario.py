@@ -26,10 +26,17 @@ class Take(Enum):
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as Debian ships it: the meta package NAME and its NAME-dbg, from the given suites."""
+    """A kernel as Debian ships it: a meta package and its -dbg, from the given suites."""
 
     name: str
     suites: tuple[str, ...]
+    target: str = ""
+    """The suite that is preferred to the others, as in `apt-get -t`: backports need it."""
+    too_new: bool = False
+    """Whether its suite's makedumpfile does not know it yet, and with a dump level leaves out pages that it must keep.
+
+    Seen with makedumpfile 1.7.6 (knows 6.12) and Linux 7.3: slab pages are missing.
+    """
     package: str = "linux-image-cloud-amd64"
 
 
@@ -59,7 +66,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("deb11", ("bullseye",)),
     Kernel("deb12", ("bookworm", "bookworm-security")),
     Kernel("deb13", ("trixie", "trixie-security")),
-    Kernel("bpo13", ("trixie-backports",)),
+    Kernel("bpo13", ("trixie", "trixie-security", "trixie-backports"), target="trixie-backports", too_new=True),
 )
 
 SCENARIOS: tuple[Scenario, ...] = (

@@ -14,7 +14,7 @@ import pytest
 from tests.lab import cache, guest
 from tests.lab.build import extract_tar
 from tests.lab.cpio import Archive
-from tests.lab.derive import move_program_headers
+from tests.lab.derive import FileList, collect_from_guest, move_program_headers
 from tests.lab.dump import Dump, Truth
 from tests.lab.qemu import copy_sparse, split_memory
 from tests.lab.scenario import KERNELS, SCENARIOS, LabError, find_kernel, find_scenario
@@ -196,6 +196,33 @@ def test_program_headers_move_behind_the_elf_header(tmp_path: Path) -> None:
     assert struct.unpack_from("<HHHHHH", data, 52) == (64, 56, 2, 0, 0, 0)
     assert data[64:176] == headers
     assert data[400:] == b"contents"
+
+
+@pytest.mark.parametrize("too_new", [False, True])
+def test_what_the_crash_kernel_wrote_is_listed_with_its_damage(tmp_path: Path, too_new: bool) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    out.mkdir()
+    work.mkdir()
+    (out / "steps").write_text(
+        "vmcore 0 1 2 dd\nlzo-d31 0 2 3 makedumpfile\nraw-d31 1 3 4 makedumpfile\nsplit-lzo-d1 0 4 5 makedumpfile\n"
+        "incomplete-lzo-d31 1 5 6 incomplete\n"
+    )
+    for name in ("vmcore", "lzo-d31", "raw-d31", "split-lzo-d1.1", "split-lzo-d1.2", "incomplete-lzo-d31"):
+        (out / name).write_text(name)
+        (out / f"{name}.log").write_text(f"all about {name}\n")
+    said: list[str] = []
+    files = FileList(work, said.append)
+    collect_from_guest(files, out, too_new)
+    found = {entry["kind"]: (entry["names"], entry["level"], bool(entry["damage"])) for entry in files.entries}
+    assert found == {
+        "vmcore": (["vmcore"], None, False),
+        "lzo-d31": (["lzo-d31"], 31, too_new),
+        "split-lzo-d1": (["split-lzo-d1.1", "split-lzo-d1.2"], 1, False),
+        "incomplete-lzo-d31": (["incomplete-lzo-d31"], 31, True),
+    }
+    assert (work / "split-lzo-d1.2").read_text() == "split-lzo-d1.2"
+    assert files.refused == {"raw-d31": "all about raw-d31"}
+    assert said == ["no raw-d31: all about raw-d31"]
 
 
 # ---- memory ----

@@ -30,6 +30,9 @@ cp /proc/cmdline /out/crash-cmdline
 step zlib-d31 makedumpfile -c -d 31 --message-level 4 /proc/vmcore /out/zlib-d31
 step lzo-d31 makedumpfile -l -d 31 --message-level 4 /proc/vmcore /out/lzo-d31
 step lzo-d0 makedumpfile -l -d 0 --message-level 4 /proc/vmcore /out/lzo-d0
+if makedumpfile --help 2>&1 | grep -A1 '^zstd' | grep -q ' enabled'; then
+	step zstd-d31 makedumpfile -z -d 31 --message-level 4 /proc/vmcore /out/zstd-d31
+fi
 step raw-d31 makedumpfile -d 31 --message-level 4 /proc/vmcore /out/raw-d31
 step elf-d31 makedumpfile -E -d 31 --message-level 4 /proc/vmcore /out/elf-d31
 step split-lzo-d1 makedumpfile -l -d 1 --message-level 4 --split --splitblock-size 16384 /proc/vmcore /out/split-lzo-d1.1 /out/split-lzo-d1.2 /out/split-lzo-d1.3
