@@ -133,6 +133,7 @@ class Module:
     build_id: str | None = None
     ranges: tuple[tuple[int, int], ...] = ()  # (address, size) of each area that it occupies
     sections: Mapping[str, int] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

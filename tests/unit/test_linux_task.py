@@ -213,11 +213,21 @@ def test_both_ways_broken(kernel: Tasks) -> None:
     slots = kernel.types.offset_of("struct xa_node" if kernel.modern else "struct radix_tree_node", "slots")
     kernel.words(kernel.tree + slots + 8 * (200 >> 6), kernel.tree | (2 if kernel.modern else 1))  # a loop
     kernel.words(tasks[7] + kernel.link, 0)
+    kernel.words(kernel.init_task + kernel.link + 8, 0)
     found, error = collect(for_each_process(kernel))
     assert found == [1, 3, 7]
     assert isinstance(error, CorruptError)
     with pytest.raises(CorruptError, match="radix tree loops"):
         list(for_each_numbered_task(kernel))
+
+
+def test_the_other_end_of_a_broken_list(kernel: Tasks) -> None:
+    """Without an allocator of PIDs that could help, a list that is broken once still shows all."""
+    tasks = populate(kernel)
+    kernel.words(tasks[7] + kernel.link, 0x1000)
+    found, error = collect(for_each_process(kernel))
+    assert found == [1, 3, 7, 200]
+    assert isinstance(error, NotMappedError)
 
 
 def test_threads_of_another_process(kernel: Tasks) -> None:

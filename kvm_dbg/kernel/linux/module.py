@@ -117,14 +117,15 @@ class ModuleReader:
     def module(self, module: Record) -> Module:
         """Return what is known of a module. Raises ReadError if even its memory is not known."""
         ranges = self.ranges(module)
-        sections = self.sections(module)
+        unread: list[str] = []
+        sections = self.sections(module, unread)
         count = module["refcnt"] - MODULE_REF_BASE if "refcnt" in module else None
         taints = module["taints"]
         return Module(
             name=module.text("name"),
             address=ranges[0][0] if ranges else 0,
             size=sum(size for _, size in ranges),
-            users=self.users(module),
+            users=self.users(module, unread),
             reference_count=count,
             state=STATES.get(module["state"], "unformed"),
             taints="".join(letter for bit, letter in enumerate(TAINT_LETTERS) if taints >> bit & 1),
@@ -132,10 +133,11 @@ class ModuleReader:
             build_id=self.build_id(sections),
             ranges=ranges,
             sections=sections,
+            unread=tuple(unread),
         )
 
-    def users(self, module: Record) -> tuple[str, ...]:
-        """Return the names of the modules that use this one, as far as they can be read."""
+    def users(self, module: Record, unread: list[str]) -> tuple[str, ...]:
+        """Return the names of the modules that use this one; those that cannot be read are noted in `unread`."""
         if "source_list" not in module:
             return ()
         kernel = self._kernel
@@ -148,18 +150,19 @@ class ModuleReader:
                 user = read_pointer(kernel, node - link + source)
                 users.append(decode_text(read_string(kernel, user + name, module.layout.sizes["name"])))
         except (ReadError, CorruptError):
-            users.append("?")
+            unread.append("users")
         return tuple(users)
 
-    def sections(self, module: Record) -> Mapping[str, int]:
-        """Return section name -> address, as far as they can be read; ".data..percpu" is the module's per-CPU area."""
+    def sections(self, module: Record, unread: list[str]) -> Mapping[str, int]:
+        """Return section name -> address; ".data..percpu" is the per-CPU area. A failure is noted in `unread`."""
         sections: dict[str, int] = {}
         try:
             attributes = module.get("sect_attrs")
             if attributes:
-                sections.update(self._for_each_section(attributes))
+                for name, address in self._for_each_section(attributes):
+                    sections[name] = address
         except (ReadError, CorruptError, TypeNotFound, MemberNotFound):
-            pass
+            unread.append("sections")
         if module.get("percpu"):
             sections.setdefault(".data..percpu", module["percpu"])
         return sections

@@ -76,12 +76,21 @@ def for_each_numbered_task(kernel: Kernel) -> Iterator[Record]:
         link = types.offset_of("struct task_struct", "pid_links")
     else:
         link = types.offset_of("struct task_struct", "pids") + types.offset_of("struct pid_link", "node")
-    for _, address in for_each_idr_entry(kernel, kernel.symbols.address("init_pid_ns"), "struct pid_namespace", "idr"):
-        node = read_pointer(kernel, address + pid_size)  # tasks[PIDTYPE_PID].first
-        if node:
+    failure: ReadError | CorruptError | None = None
+    walk = for_each_idr_entry(kernel, kernel.symbols.address("init_pid_ns"), "struct pid_namespace", "idr")
+    for _, address in walk:
+        try:
+            node = read_pointer(kernel, address + pid_size)  # tasks[PIDTYPE_PID].first
+            if not node:
+                continue
             task = layout.read(kernel, node - link)
             check_task(task, address + pid_size)
+        except (ReadError, CorruptError) as error:
+            failure = failure or error
+        else:
             yield task
+    if failure is not None:
+        raise failure
 
 
 def read_last_pid(kernel: Kernel) -> int:

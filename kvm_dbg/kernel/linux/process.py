@@ -122,8 +122,7 @@ class ProcessReader:
         """Return the process that the thread group leader `task` stands for. Raises ReadError."""
         unread: list[str] = []
         tgid = task["tgid"]
-        is_kernel_thread = bool(task["flags"] & PF_KTHREAD)
-        nice = task["static_prio"] - DEFAULT_PRIO
+        nice = attempt(unread, ("nice",), lambda: task["static_prio"] - DEFAULT_PRIO)
         ppid = attempt(unread, ("ppid",), lambda: self._tgid_of(task["real_parent"]))
         who = attempt(unread, CREDENTIALS, lambda: self._credentials.read(task["real_cred"]))
         signal = attempt(unread, ("threads",), lambda: self._signal.read(self._kernel, task["signal"]))
@@ -132,14 +131,14 @@ class ProcessReader:
             unread += ["pgid", "sid", "user_time", "system_time", "tty", "tty_device", "tty_pgid"]
         else:
             known = signal
-            threads = max(known.get("nr_threads"), 1)
+            threads = attempt(unread, ("threads",), lambda: max(known["nr_threads"], 1)) or 1
             group = attempt(unread, ("pgid", "sid"), lambda: self._pids.group_and_session(task, known))
-            times = attempt(unread, ("user_time", "system_time"), lambda: self._times(task, known, threads))
+            times = attempt(unread, ("user_time", "system_time"), lambda: self._times(task, known))
             terminal = attempt(unread, ("tty", "tty_device", "tty_pgid"), lambda: self._terminal(known["tty"]))
         sizes = attempt(unread, ("rss", "vsize"), lambda: self._sizes(task))
         start = attempt(unread, ("start_time",), lambda: (task["start_boottime"] + self._boot_time()) / NSEC)
         pgid, sid = group if group is not None else (None, None)
-        flags = "<" if nice < 0 else "N" if nice > 0 else ""
+        flags = "" if not nice else "<" if nice < 0 else "N"
         flags += "L" if sizes is not None and sizes[2] else ""
         flags += "s" if sid == tgid else ""
         flags += "l" if threads > 1 else ""
@@ -157,11 +156,11 @@ class ProcessReader:
             rgid=who.rgid if who is not None else None,
             svgid=who.svgid if who is not None else None,
             groups=who.groups if who is not None else (),
-            state=state_letter(task["state"], task["exit_state"]),
+            state=read_state(unread, task),
             flags=flags,
             nice=nice,
-            priority=task["prio"] - MAX_RT_PRIO,
-            cpu=task.get("cpu"),
+            priority=attempt(unread, ("priority",), lambda: task["prio"] - MAX_RT_PRIO),
+            cpu=attempt(unread, ("cpu",), lambda: task.get("cpu")),
             threads=threads,
             rss=sizes[0] if sizes is not None else None,
             vsize=sizes[1] if sizes is not None else None,
@@ -172,7 +171,7 @@ class ProcessReader:
             tty_device=terminal.device if terminal is not None else None,
             tty_pgid=terminal.pgid if terminal is not None else None,
             command=attempt(unread, ("command",), lambda: read_name(self._kernel, task)) or "",
-            kernel_thread=is_kernel_thread,
+            kernel_thread=bool(attempt(unread, ("kernel_thread",), lambda: task["flags"] & PF_KTHREAD)),
             unread=tuple(unread),
         )
 
@@ -184,15 +183,15 @@ class ProcessReader:
             lid=task["pid"],
             pid=task["tgid"],
             address=task.address,
-            state=state_letter(task["state"], task["exit_state"]),
-            cpu=task.get("cpu"),
+            state=read_state(unread, task),
+            cpu=attempt(unread, ("cpu",), lambda: task.get("cpu")),
             on_cpu=self._is_running(task),
-            priority=task["prio"] - MAX_RT_PRIO,
+            priority=attempt(unread, ("priority",), lambda: task["prio"] - MAX_RT_PRIO),
             user_time=times[0] / NSEC if times is not None else None,
             system_time=times[1] / NSEC if times is not None else None,
             wait_channel=wait_channel,
             name=attempt(unread, ("name",), lambda: read_name(self._kernel, task)) or "",
-            kernel_thread=bool(task["flags"] & PF_KTHREAD),
+            kernel_thread=bool(attempt(unread, ("kernel_thread",), lambda: task["flags"] & PF_KTHREAD)),
             unread=tuple(unread),
         )
 
@@ -203,9 +202,9 @@ class ProcessReader:
             found = self._tgids[address] = read_number(self._kernel, address + self._tgid, 4, signed=True)
         return found
 
-    def _times(self, task: Record, signal: Record, threads: int) -> tuple[int, int]:
+    def _times(self, task: Record, signal: Record) -> tuple[int, int]:
         tasks = [task]
-        if threads > 1:
+        if signal["nr_threads"] > 1:
             tasks, failure = read_threads(self._kernel, task, self._signal.offsets["thread_head"])
             self.learn(tasks)
             if failure is not None:
@@ -234,8 +233,13 @@ class ProcessReader:
             try:
                 self._running = set(read_current_tasks(self._kernel).values())
             except MISSING:
-                return bool(task.get("on_cpu"))
+                return bool(task.numbers.get("on_cpu"))
         return task.address in self._running
+
+
+def read_state(unread: list[str], task: Record) -> str:
+    """Return the letter of a task's state, "?" if it cannot be read."""
+    return attempt(unread, ("state",), lambda: state_letter(task["state"], task["exit_state"])) or "?"
 
 
 def attempt(unread: list[str], names: tuple[str, ...], read: Callable[[], Result]) -> Result | None:

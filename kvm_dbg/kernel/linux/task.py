@@ -36,6 +36,7 @@ MEMBERS: dict[str, Names] = {
     "exit_state": "exit_state",
     "flags": "flags",
     "next_task": "tasks.next",
+    "previous_task": "tasks.prev",
     "tasks": "tasks",
     "next_thread": "thread_node.next",
     "thread_node": "thread_node",
@@ -108,16 +109,34 @@ def check_task(task: Record, where: int) -> None:
 def read_leaders(kernel: Kernel) -> tuple[list[Record], KvmDbgError | None]:
     """Return all thread group leaders in ascending order of PID, and what was wrong with the kernel's list.
 
-    Where the list is broken, the allocator of PIDs supplies the rest, as far as it can be read itself.
+    Where the list is broken, its other end and the allocator of PIDs supply the rest, as far as they can be read.
     """
     leaders: list[Record] = []
     try:
         for task in for_each_leader(kernel):
             leaders.append(task)  # one by one: those before an error count
     except (ReadError, CorruptError) as error:
+        _add_backwards(kernel, leaders)
         _add_numbered(kernel, leaders)
         return sorted(leaders, key=_by_tgid), error
     return sorted(leaders, key=_by_tgid), None
+
+
+def _add_backwards(kernel: Kernel, leaders: list[Record]) -> None:
+    """Walk the list of leaders from its end, as far as it leads."""
+    layout = task_layout(kernel)
+    known = {task.address for task in leaders}
+    offset = layout.offsets["tasks"]
+    head = kernel.symbols.address("init_task") + offset
+    guard = ListGuard(head, "tasks")
+    with contextlib.suppress(ReadError, CorruptError):  # the failure of the walk forwards is the one to report
+        previous, node = head, read_pointer(kernel, head + kernel.arch.pointer_size)
+        while node != head and node - offset not in known:
+            guard.check(node, previous)
+            task = layout.read(kernel, node - offset)
+            check_task(task, previous)
+            leaders.append(task)
+            previous, node = node, task["previous_task"]
 
 
 def _by_tgid(task: Record) -> int:

@@ -47,9 +47,11 @@ class WaitChannelReader:
 
     def read(self, task: Record) -> str | None:
         """Return the name of the function; None if the task runs or has exited, or if its stack does not tell."""
-        if self._table is None or not task["state"] or task["exit_state"] or task.get("on_cpu"):
+        if self._table is None:
             return None
         try:
+            if not task["state"] or task["exit_state"] or task.get("on_cpu"):
+                return None
             saved = self._saved.read(self._kernel, task.address)
             if not saved["stack"]:
                 return None
