@@ -142,7 +142,7 @@ def _open_source(path: str | os.PathLike[str], name: str | None) -> Source:
     from kvm_dbg.image import flattened
 
     source: Source = FileSource(path)
-    if name == "raw" or source.read(0, 16) != flattened.SIGNATURE:
+    if name == "raw" or source.read(0, len(flattened.SIGNATURE)) != flattened.SIGNATURE:
         return source
     try:
         return flattened.FlattenedSource(source)

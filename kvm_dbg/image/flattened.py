@@ -20,7 +20,7 @@ from itertools import pairwise
 from kvm_dbg.errors import FormatError, UnsupportedError
 from kvm_dbg.image.source import Source, Stretch
 
-SIGNATURE = b"makedumpfile".ljust(16, b"\0")
+SIGNATURE = b"makedumpfile\0"  # in 16 bytes, of which makedumpfile 1.6.8 leaves the last three as they happen to be
 HEADER_SIZE = 4096
 MAX_RECORDS = 1 << 24
 MAX_EMPTY = 1 << 16  # records without data, which no writer makes

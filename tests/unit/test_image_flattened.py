@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvm_dbg.errors import FormatError, UnsupportedError
-from kvm_dbg.image import flattened
+from kvm_dbg.errors import FormatError, UnknownFormatError, UnsupportedError
+from kvm_dbg.image import flattened, open_image
 from kvm_dbg.image.flattened import FlattenedSource
 from kvm_dbg.image.source import FileSource
 from tests.writers.flattened import SIGNATURE, write_stream
@@ -60,6 +60,19 @@ def test_stream_without_end(tmp_path: Path) -> None:
     assert not source.is_written(20, 81)
     assert not source.is_written(350, 11)
     assert source.read(90, 1000) == b"a" * 10 + bytes(200) + b"c" * 60
+    source.close()
+
+
+def test_signature_with_something_behind_its_end(tmp_path: Path) -> None:
+    """Makedumpfile 1.6.8 leaves the signature's last three bytes as they happen to be."""
+    path = tmp_path / "stream"
+    data = b"x" * 64
+    path.write_bytes(SIGNATURE[:13] + b"\x92\xff\xff" + write_stream([(0, data)])[16:])
+    with pytest.raises(UnknownFormatError) as caught:
+        open_image(path)
+    assert "is a text file" in str(caught.value)  # what is in the stream: it was looked through
+    source = FlattenedSource(FileSource(path))
+    assert source.read(0, 64) == data
     source.close()
 
 
