@@ -69,17 +69,16 @@ def measure_bulk(found: Found, dump: Dump, python: str, cache: Path) -> None:
     image, vmlinux = str(dump.files["elf"].paths[0]), str(dump.vmlinux)
     output = cache / "bulk.bin"
     environment = {"XDG_CACHE_HOME": str(cache), "KVM_DBG_PYTHON": python}
-    start = "*(unsigned long *)&page_offset_base + 0x1000000"
     commands = batch(
         found.program,
         f"source {ADAPTER}",
         f"kvm open {vmlinux} {image}",
         "python import os, time",
-        "python child = [p for p in os.listdir('/proc') if p.isdigit() and"
-        " open(f'/proc/{p}/stat').read().rpartition(')')[2].split()[1] == str(os.getpid())][0]",
+        "python child = open(f'/proc/self/task/{os.getpid()}/children').read().split()[0]",
+        "set $start = *(unsigned long *)&page_offset_base + 0x1000000",
         "python spent = lambda: sum(map(int, open(f'/proc/{child}/stat').read().rpartition(')')[2].split()[11:13]))",
         "python before, clock = spent(), time.perf_counter()",
-        f"dump binary memory {output} {start} {start} + {BULK}",
+        f"dump binary memory {output} $start $start+{BULK}",
         "python print('server', (spent() - before) / os.sysconf('SC_CLK_TCK'), 'wall', time.perf_counter() - clock)",
     )
     servers, walls = [], []
