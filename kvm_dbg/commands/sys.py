@@ -18,7 +18,7 @@ COLUMNS = (
     Column("VERSION"),
     Column("MACHINE"),
     Column("CPUS", "number"),
-    Column("MEMORY", "size", "RAM of the machine, in bytes in JSON"),
+    Column("MEMORY", "size", "RAM that the kernel manages, in bytes in JSON"),
     Column("PAGE_SIZE", "number", "bytes"),
     Column("DATE", "text", "when the image was taken, UTC"),
     Column("UPTIME", "duration", "in seconds in JSON"),
