@@ -237,6 +237,7 @@ def _open(session: Session, args: argparse.Namespace, files: list[str]) -> None:
 def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], list[str]]:
     """Return (files, the other words): the first argument that is no option, and those after it that exist as files.
 
+    What stands after a kernel file alone is the image, so that a missing one is called missing.
     `--` ends the files, for an argument of the command that is also the name of a file; before any file it ends the
     options, for a file whose name begins with a dash.
     """
@@ -256,11 +257,18 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
             if parser.takes_value(word):
                 rest += words[position : position + 1]
                 position += 1
-        elif not files or os.path.exists(word):
+        elif not files or os.path.lexists(word) or only_kernel_file(files):
             files.append(word)
         else:
             return files, [*rest, *words[position - 1 :]]
     return files, rest
+
+
+def only_kernel_file(files: Sequence[str]) -> bool:
+    """Return whether there is one file so far, and it is a kernel file: the image must follow."""
+    from kvm_dbg.commands.session import is_kernel_file
+
+    return len(files) == 1 and is_kernel_file(files[0])
 
 
 def _progress(text: str) -> None:

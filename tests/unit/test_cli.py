@@ -65,6 +65,8 @@ def test_version(capsys: Capture) -> None:
         (["vmcore", "--vmlinux", "vmlinux", "start"], ["vmcore"], ["--vmlinux", "vmlinux", "start"]),
         (["--json", "--", "-odd", "start"], ["-odd"], ["--json", "start"]),
         (["--json", "--pid"], [], ["--json", "--pid"]),
+        (["kernel", "missing", "start"], ["kernel", "missing"], ["start"]),
+        (["vmcore", "loop", "start"], ["vmcore", "loop"], ["start"]),
         ([], [], []),
     ],
 )
@@ -74,6 +76,8 @@ def test_files_come_first(
     monkeypatch.chdir(tmp_path)
     for name in ("vmcore", "vmlinux", "-odd"):
         (tmp_path / name).touch()
+    (tmp_path / "kernel").write_bytes(b"\x7fELF\2\1\1" + bytes(9) + b"\2\0>\0")
+    (tmp_path / "loop").symlink_to("loop")
     assert split_files(make_parser("read"), words) == (files, rest)
 
 
