@@ -13,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 from kvm_dbg.debuginfo.base import IntType, Member, StructType, Type, TypeTable
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.kernel.base import UnwindRow
-from kvm_dbg.kernel.linux.orc_table import for_each_unwind_row
+from kvm_dbg.kernel.linux.orc import for_each_unwind_row
 from kvm_dbg.rsp.frame_table import PADDING, join, read_covered
 from kvm_dbg.rsp.unwind_elf import USER_END, USER_START, make_unwind_elf
 from kvm_dbg.symbols.base import Symbol

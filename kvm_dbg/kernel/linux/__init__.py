@@ -103,7 +103,7 @@ class _Linux:
         return symbolize(kernel, address)
 
     def for_each_unwind_row(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
-        from kvm_dbg.kernel.linux.orc_table import for_each_unwind_row
+        from kvm_dbg.kernel.linux.orc import for_each_unwind_row
 
         return for_each_unwind_row(kernel, covered)
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kvm_dbg.errors import CorruptError, ReadError
+from kvm_dbg.errors import CorruptError, NotMappedError, ReadError
 from kvm_dbg.kernel.base import OpenFile
 from kvm_dbg.kernel.linux.layout import Layout, Names, Record, read_pointer, remembered
 from kvm_dbg.kernel.linux.path import PathReader
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
 
 MAX_FDS = 1 << 24  # fs.nr_open is 1 Mi by default
+MAX_NONSENSE = 64  # entries of one table that lead to unmapped memory, before the table itself is not believed
 O_CLOEXEC = 0o2000000  # include/uapi/asm-generic/fcntl.h, x86
 
 KINDS = {0o14: "sock", 0o12: "lnk", 0o10: "reg", 0o6: "blk", 0o4: "dir", 0o2: "chr", 0o1: "fifo"}  # S_IFMT >> 12
@@ -75,6 +76,7 @@ class FileReader:
         count = table["max_fds"]
         if not 0 <= count <= MAX_FDS:
             raise CorruptError(table.address, f"the file table of process {task['tgid']} has {count} entries")
+        nonsense = 0
         for first in range(0, count, 512):
             size = min(512, count - first)
             data = kernel.read(table["fd"] + 8 * first, 8 * size)
@@ -86,7 +88,12 @@ class FileReader:
             for index, address in enumerate(struct.unpack(f"{self._order}{size}Q", data)):
                 if address:
                     closes = closing[index // 64] >> index % 64 & 1
-                    yield self._describe(task["tgid"], first + index, address, bool(closes))
+                    file = self._describe(task["tgid"], first + index, address, bool(closes))
+                    nonsense += file.kind == "?" and self._is_nonsense(address)
+                    if nonsense > MAX_NONSENSE:
+                        where = f"the file table of process {task['tgid']}"
+                        raise CorruptError(table.address, f"{where} has entries that are no files")
+                    yield file
 
     def _describe(self, pid: int, fd: int, address: int, closes: bool) -> OpenFile:
         unread: list[str] = []
@@ -108,6 +115,17 @@ class FileReader:
             inode=inode["ino"] if inode is not None else None,
             unread=tuple(unread),
         )
+
+    def _is_nonsense(self, address: int) -> bool:
+        """Return whether a struct file, or its inode, is at an address that the kernel does not map."""
+        try:
+            self._kernel.translate(address)
+            self._kernel.translate(self._file.read(self._kernel, address)["inode"])
+        except NotMappedError:
+            return True
+        except ReadError:  # filtered, truncated: the table may be right
+            return False
+        return False
 
     def _kind(self, inode: Record, path: str | None) -> str:
         """Return the kind by the inode's mode; files of no file system ("anon_inode:...") are "anon"."""

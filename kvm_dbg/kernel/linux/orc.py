@@ -5,14 +5,15 @@ Sources: Documentation/arch/x86/orc-unwinder.rst; arch/x86/include/asm/orc_types
 in memory (sorted at boot, at build time since 5.6, commit 57fa18994285); `__start_orc_unwind` is the array of `struct
 orc_entry` beside it. The types of rows were 0 call, 1 regs, 2 partial regs in two bits with a separate bit `end`
 (commit d31a580266ee, 4.17) until the field grew to three bits: 0 undefined, 1 end of stack, 2 call, 3 regs, 4
-partial regs (commit fb799447ae29, 6.4). Registers: 0 undefined, 1 the previous stack pointer, 2 DX, 3 DI, 4 BP, 5 SP,
-6 R10, 7 R13, 8 and 9 the memory that BP and SP point to.
+partial regs (commit fb799447ae29, 6.4). Which numbering of registers a kernel has is seen by which of the two numbers
+of the stack pointer is the frequent one: nearly every row has it for its base.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kvm_dbg.debuginfo.base import StructType
@@ -21,35 +22,27 @@ from kvm_dbg.kernel.base import Kernel, UnwindRow
 
 IP_SIZE = 4  # bytes of one entry of the address table
 MAX_ROWS = 1 << 24  # of a whole kernel; real ones have under a million
-MAX_RANGE_ROWS = 1 << 16  # that one range may need
 
-ENTRY_RANGES = (("__entry_text_start", "__entry_text_end"),)  # .entry.text (include/asm-generic/sections.h)
-# arch/x86/entry/entry_64.S and kernel/head_64.S: where new tasks and CPUs start. ret_from_fork became a C function
-# beside ret_from_fork_asm in 6.5 (commit 3aec4ecb3d1f); startup code was split up again and again.
-ENTRY_FUNCTIONS = (
-    "ret_from_fork_asm",
-    "ret_from_fork",
-    "secondary_startup_64",
-    "secondary_startup_64_no_verify",
-    "common_startup_64",
-    "startup_64",
-)
-ENTRY_FUNCTION_SIZE = 0x40  # bytes, where the symbol does not say
-MAX_ENTRY_TEXT = 1 << 20  # bytes
-
-INDIRECT = (8, 9)  # numbers of the registers that stand for memory
-REGISTERS = ("", "previous", "rdx", "rdi", "rbp", "rsp", "r10", "r13", "[rbp]", "[rsp]")
+# What the numbers stand for; re-ordered in 7.1 (commit 1735858caa4b), which AX came just before (96f3b16a9de5).
+OLD_REGISTERS = ("", "previous", "rdx", "rdi", "rbp", "rsp", "r10", "r13", "[rbp]", "[rsp]", "rax")
+NEW_REGISTERS = ("", "rax", "rdx", "rsp", "rbp", "rdi", "r10", "r13", "previous", "[rsp]", "[rbp]")
+REGISTER_BITS = 4
 OLD_KINDS = ("call", "regs", "partial", "undefined")
 NEW_KINDS = ("undefined", "end", "call", "regs", "partial")
 
 
 class OrcTables(NamedTuple):
-    """Where the tables are: `ips` and `rows` are addresses, `size` the number of rows, `layout` that of one."""
+    """Where the tables are: `ips` and `rows` are addresses, `size` the number of rows, `layout` that of one.
+
+    registers: names by number. bases: the byte of each row that has the number of its base register, in its low bits.
+    """
 
     ips: int
     rows: int
     size: int
     layout: StructType
+    registers: tuple[str, ...]
+    bases: bytes
 
 
 def find_tables(kernel: Kernel) -> OrcTables | None:
@@ -70,14 +63,24 @@ def find_tables(kernel: Kernel) -> OrcTables | None:
     count = (symbols["__stop_orc_unwind_ip"].address - ips) // IP_SIZE
     if not 0 < count <= MAX_ROWS or count > (symbols["__stop_orc_unwind"].address - rows) // layout.size:
         raise CorruptError(ips, f"the ORC tables cannot have {count} rows of {layout.size} bytes")
-    return OrcTables(ips, rows, count, layout)
+    base = layout.member("sp_reg")
+    if base.bit_size != REGISTER_BITS or base.bit_offset % 8:
+        raise CorruptError(rows, f"struct orc_entry has sp_reg at bit {base.bit_offset}, {base.bit_size} bits wide")
+    low_bits = bytes(byte & 15 for byte in range(256))
+    bases = kernel.read(rows, count * layout.size)[base.bit_offset // 8 :: layout.size].translate(low_bits)
+    new = bases.count(NEW_REGISTERS.index("rsp")) > bases.count(OLD_REGISTERS.index("rsp"))
+    return OrcTables(ips, rows, count, layout, NEW_REGISTERS if new else OLD_REGISTERS, bases)
 
 
-def for_each_unwind_row(kernel: Kernel) -> Iterator[UnwindRow]:
-    """Yield the rows of the code that debug information says nothing of, or nothing right.
+def for_each_unwind_row(kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
+    """Yield the rows of the kernel's text that is not `covered`, and of code that runs on a switched stack.
 
-    That is the assembly that tasks enter the kernel by and start in, and the few instructions of C functions that
-    run on another stack than the one they were called on.
+    The entry code is assembly that debug information says nothing of. A few instructions of C functions run on
+    another stack than the one they were called on, where the compiler's rules are wrong.
+
+    Args:
+        kernel: whose memory has the tables.
+        covered: [start, end) runs of run-time addresses, ascending.
 
     Raises:
         TypeNotFound, MemberNotFound: the layout of struct orc_entry is not known.
@@ -85,35 +88,41 @@ def for_each_unwind_row(kernel: Kernel) -> Iterator[UnwindRow]:
         CorruptError: they contradict themselves.
     """
     tables = find_tables(kernel)
-    if tables is None:
+    first, last = kernel.symbols.find("_text"), kernel.symbols.find("_etext")
+    if tables is None or first is None or last is None:
         return
-    ranges: list[tuple[int, int]] = []
-    for first, last in ENTRY_RANGES:
-        low, high = kernel.symbols.find(first), kernel.symbols.find(last)
-        if low is not None and high is not None and low.address < high.address <= low.address + MAX_ENTRY_TEXT:
-            ranges.append((low.address, high.address))
-    for name in ENTRY_FUNCTIONS:
-        symbol = kernel.symbols.find(name)
-        if symbol is not None:
-            ranges.append((symbol.address, symbol.address + (symbol.size or ENTRY_FUNCTION_SIZE)))
-    for start, end in ranges:
+    gaps = list(_for_each_gap(first.address, last.address, covered))
+    for start, end in gaps:
         yield from for_each_row(kernel, tables, start, end)
+    starts = [start for start, _ in gaps]
     for row in for_each_switched_row(kernel, tables):
-        if not any(start <= row.start < end for start, end in ranges):
+        index = bisect_right(starts, row.start) - 1
+        if index < 0 or row.start >= gaps[index][1]:
             yield row
+
+
+def _for_each_gap(start: int, end: int, covered: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for low, high in covered:
+        if high <= start:
+            continue
+        if low >= end:
+            break
+        if low > start:
+            yield start, low
+        start = high
+    if start < end:
+        yield start, end
 
 
 def for_each_row(kernel: Kernel, tables: OrcTables, start: int, end: int) -> Iterator[UnwindRow]:
     """Yield the rows for [start, end), ascending, cut to that range. Raises as `for_each_unwind_row`."""
-    ips, rows, count, layout = tables
+    ips, rows, count, layout = tables.ips, tables.rows, tables.size, tables.layout
     first = _find_row(kernel, ips, count, start)
     last = min(_find_row(kernel, ips, count, end - 1) + 1, count)
-    if last - first > MAX_RANGE_ROWS:
-        raise CorruptError(ips, f"{last - first} ORC rows for {end - start:#x} bytes of text")
     number = last - first
     starts = _read_starts(kernel, ips, first, min(number + 1, count - first))
     data = kernel.read(rows + first * layout.size, number * layout.size)
-    decoder = _Decoder(layout)
+    decoder = _Decoder(tables)
     for index in range(number):
         low = max(starts[index], start)
         high = min(starts[index + 1], end) if index + 1 < len(starts) else end
@@ -122,26 +131,16 @@ def for_each_row(kernel: Kernel, tables: OrcTables, start: int, end: int) -> Ite
 
 
 def for_each_switched_row(kernel: Kernel, tables: OrcTables) -> Iterator[UnwindRow]:
-    """Yield the rows whose caller's stack is found through memory. Raises as `for_each_unwind_row`.
-
-    Of the whole table only one byte a row is looked at.
-    """
-    ips, rows, count, layout = tables
-    register = layout.member("sp_reg")
-    if register.bit_size != 4:
-        return
-    shift = register.bit_offset % 8
-    marks = bytes((byte >> shift & 15) in INDIRECT for byte in range(256))
-    column = kernel.read(rows, count * layout.size)[register.bit_offset // 8 :: layout.size].translate(marks)
-    decoder = _Decoder(layout)
-    index = column.find(1)
-    for _ in range(MAX_RANGE_ROWS):
-        if index < 0:
-            break
-        starts = _read_starts(kernel, ips, index, min(2, count - index))
+    """Yield the rows whose caller's stack pointer lies at the top of this stack. Raises as `for_each_unwind_row`."""
+    mark = tables.registers.index("[rsp]")
+    decoder = _Decoder(tables)
+    size = tables.layout.size
+    index = tables.bases.find(mark)
+    while index >= 0:
+        starts = _read_starts(kernel, tables.ips, index, min(2, tables.size - index))
         if len(starts) == 2:
-            yield decoder.row(starts[0], starts[1], kernel.read(rows + index * layout.size, layout.size))
-        index = column.find(1, index + 1)
+            yield decoder.row(starts[0], starts[1], kernel.read(tables.rows + index * size, size))
+        index = tables.bases.find(mark, index + 1)
 
 
 def _read_starts(kernel: Kernel, ips: int, first: int, number: int) -> list[int]:
@@ -167,7 +166,9 @@ def _find_row(kernel: Kernel, ips: int, count: int, address: int) -> int:
 class _Decoder:
     """Reads `struct orc_entry` by its layout in this kernel."""
 
-    def __init__(self, layout: StructType) -> None:
+    def __init__(self, tables: OrcTables) -> None:
+        layout = tables.layout
+        self._registers = tables.registers
         names = ["sp_offset", "bp_offset", "sp_reg", "bp_reg", "type"]
         if "end" in layout:
             names.append("end")
@@ -176,6 +177,7 @@ class _Decoder:
             name: (member.bit_offset, member.bit_size or member.type.stripped().size * 8)
             for name, member in members.items()
         }
+        self._known: dict[bytes, tuple[str, str, int, str, int]] = {}
         self._kinds = NEW_KINDS if self._fields["type"][1] > 2 else OLD_KINDS
 
     def _field(self, number: int, name: str) -> int:
@@ -187,26 +189,30 @@ class _Decoder:
         bits = self._fields[name][1]
         return value - (1 << bits) if value >> (bits - 1) else value
 
+    def _register(self, number: int, name: str) -> str:
+        index = self._field(number, name)
+        return self._registers[index] if index < len(self._registers) else ""
+
     def row(self, start: int, end: int, data: bytes) -> UnwindRow:
         """Return the row that `data` holds."""
+        rest = self._known.get(data)
+        if rest is None:
+            rest = self._known[data] = self._decode(data)
+        return UnwindRow(start, end, *rest)
+
+    def _decode(self, data: bytes) -> tuple[str, str, int, str, int]:
         number = int.from_bytes(data, "little")
         kind_number = self._field(number, "type")
         kind = self._kinds[kind_number] if kind_number < len(self._kinds) else "undefined"
-        base = _register(self._field(number, "sp_reg"))
+        base = self._register(number, "sp_reg")
         if self._field(number, "end"):
             kind = "end"
         elif kind not in ("end", "undefined") and not base:
             kind = "undefined"
-        return UnwindRow(
-            start,
-            end,
+        return (
             kind,
             base,
             self._offset(number, "sp_offset"),
-            _register(self._field(number, "bp_reg")),
+            self._register(number, "bp_reg"),
             self._offset(number, "bp_offset"),
         )
-
-
-def _register(number: int) -> str:
-    return REGISTERS[number] if number < len(REGISTERS) else ""
