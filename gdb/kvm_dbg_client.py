@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import tempfile
 from typing import Any, Callable, Generator, Iterator
 
 END_TIMEOUT = 3.0  # seconds that the server has to end by itself
+POLL_SECONDS = 0.5  # between two looks for Ctrl-C while the server says nothing
 HERE = os.path.dirname(os.path.realpath(os.path.abspath(__file__)))
 WRONG_PYTHON = ("No module named", "SyntaxError")  # last words of a Python that cannot run the package
 
@@ -104,7 +106,10 @@ class Server:
         """Return the next message. Raises ServerGone, KeyboardInterrupt (nothing is lost then)."""
         while b"\n" not in self._buffer:
             try:
-                data = os.read(self._process.stdout.fileno(), 1 << 18)  # type: ignore[union-attr]
+                descriptor = self._process.stdout.fileno()  # type: ignore[union-attr]
+                while not select.select([descriptor], [], [], POLL_SECONDS)[0]:
+                    pass  # Ctrl-C comes through here: a debugger's signal handler restarts a read that waits
+                data = os.read(descriptor, 1 << 18)
             except (OSError, ValueError):
                 data = b""
             if not data:
