@@ -6,7 +6,8 @@ ELF is an ELF vmcore, KDUMP a kdump-compressed dump of the same memory (flattene
 every compression into a temporary folder first. Figures are CPU microseconds per page of 4 KiB, of the reads alone,
 without opening: of one thread, in a process of its own, both sides alternately. libkdumpfile is called from C; it
 reads sequentially 1 MiB a call, as kvm_dbg does in `for_each_chunk`, and page by page; the faster of the two counts.
-Pages of zeros are cheap in every format, so those that are not zeros are measured apart as well.
+Pages of zeros are cheap in every format, so those that are not zeros are measured apart as well. `random` reads pages
+at random by physical address, `kernel` the same ones by their address in the kernel's direct map, page tables and all.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from kvm_dbg.errors import ReadError
 from kvm_dbg.image import open_image
+from kvm_dbg.kernel import open_kernel
 
 HERE = Path(__file__).resolve().parent
 PAGE = 4096
 RANDOM_READS = 100_000
 METHODS = ("raw", "zlib", "lzo", "snappy", "zstd")
-WAYS = ("chunks", "pages", "nonzero", "random")
+WAYS = ("chunks", "pages", "nonzero", "random", "kernel")
 
 
 def random_pages(path: Path) -> list[int]:
@@ -37,6 +41,19 @@ def random_pages(path: Path) -> list[int]:
     chance = random.Random(1)
     picked = chance.choices(runs, [run.size for run in runs], k=RANDOM_READS)
     return [run.start + chance.randrange(run.size // PAGE) * PAGE for run in picked]
+
+
+def in_direct_map(path: Path, addresses: list[int]) -> list[int]:
+    """Return where the kernel in the image maps the physical addresses, those left out that it does not map."""
+    found = []
+    with open_image(path) as image:
+        kernel = open_kernel(image)
+        start = int.from_bytes(kernel.read(kernel.symbols.address("page_offset_base"), 8), "little")
+        for paddr in addresses:
+            with suppress(ReadError):
+                kernel.translate(start + paddr)
+                found.append(start + paddr)
+    return found
 
 
 def present(path: Path, step: int) -> list[int]:
@@ -69,7 +86,8 @@ def ours(path: Path, way: str) -> tuple[float, int]:
             for _, chunk in image.for_each_chunk():
                 pages += len(chunk) // PAGE
         else:
-            read: Callable[[int, int], bytes] = image.read
+            read: Callable[[int, int], bytes] = open_kernel(image).read if way == "kernel" else image.read
+            began = time.process_time()
             for paddr in addresses:
                 read(paddr, PAGE)
             pages = len(addresses)
@@ -84,27 +102,30 @@ def run_ours(path: Path, way: str, addresses: str) -> float:
     return float(seconds) * 1e6 / int(pages)
 
 
-def run_peer(program: Path, path: Path, addresses: str, size: int) -> float:
+def run_peer(program: Path, path: Path, addresses: str, size: int, *system: str) -> float:
     """Return CPU microseconds per page of libkdumpfile."""
-    done = subprocess.run([program, path, str(size)], input=addresses, capture_output=True, text=True, check=True)
+    argv = [str(program), str(path), str(size), *system]
+    done = subprocess.run(argv, input=addresses, capture_output=True, text=True, check=True)
     nanoseconds, good, _ = map(int, done.stdout.split())
     if good != len(addresses.split()):
         raise RuntimeError(f"{path}: libkdumpfile read {good} of {len(addresses.split())}")
     return nanoseconds / 1e3 / (good * size / PAGE)
 
 
-def compare(program: Path, name: str, path: Path, runs: int) -> None:
+def compare(program: Path, name: str, path: Path, runs: int, ways: tuple[str, ...] = WAYS) -> None:
     """Print a line for each way of reading one file."""
     places = {
         "chunks": present(path, 1 << 20), "pages": present(path, PAGE),
         "nonzero": nonzero(path), "random": random_pages(path),
     }  # fmt: skip
+    places["kernel"] = in_direct_map(path, places["random"])
     texts = {way: "\n".join(f"{paddr:x}" for paddr in found) for way, found in places.items()}
     found: dict[tuple[str, str], list[float]] = {}
     for turn in range(runs + 1):
-        for way in WAYS:
+        for way in ways:
             mine = run_ours(path, way, texts[way])
-            peer = run_peer(program, path, texts[way], 1 << 20 if way == "chunks" else PAGE)
+            system = ("linux",) if way == "kernel" else ()
+            peer = run_peer(program, path, texts[way], 1 << 20 if way == "chunks" else PAGE, *system)
             if turn:  # the first fills the page cache
                 found.setdefault(("kvm_dbg", way), []).append(mine)
                 found.setdefault(("libkdumpfile", way), []).append(peer)

@@ -15,6 +15,7 @@ from kvm_dbg.errors import NotInImageError
 
 BLOCK_SHIFT = 21  # translations of pages of at least 2 MiB are remembered by their 2 MiB blocks
 BLOCK_SIZE = 1 << BLOCK_SHIFT
+BLOCK_MASK = BLOCK_SIZE - 1
 MAX_TRANSLATIONS = 1 << 17  # of either kind; then the cache starts anew
 MAX_TABLES = 1 << 12  # cached table pages: 16 MiB
 
@@ -75,7 +76,7 @@ class AddressSpace:
         self._tables = tables if tables is not None else TableCache(physical, arch.page_shift)
         self._tables.spaces.add(self)
         self._pages: dict[int, int] = {}  # vaddr >> page_shift -> paddr of the page
-        self._blocks: dict[int, int] = {}  # vaddr >> BLOCK_SHIFT -> paddr of the block
+        self._blocks: dict[int, int] = {}  # vaddr >> BLOCK_SHIFT -> paddr minus vaddr, the same in all of the block
         self._page_shift = arch.page_shift
         self._page_size = 1 << arch.page_shift
 
@@ -89,9 +90,9 @@ class AddressSpace:
 
     def translate(self, vaddr: int) -> int:
         """Return the physical address of `vaddr`. Raises NotMappedError, ReadError."""
-        block = self._blocks.get(vaddr >> BLOCK_SHIFT)
-        if block is not None:
-            return block + (vaddr & (BLOCK_SIZE - 1))
+        distance = self._blocks.get(vaddr >> BLOCK_SHIFT)
+        if distance is not None:
+            return vaddr + distance
         page = self._pages.get(vaddr >> self._page_shift)
         if page is not None:
             return page + (vaddr & (self._page_size - 1))
@@ -104,7 +105,7 @@ class AddressSpace:
         if size >= BLOCK_SIZE:
             if len(self._blocks) >= MAX_TRANSLATIONS:
                 self._blocks.clear()
-            self._blocks[vaddr >> BLOCK_SHIFT] = paddr & -BLOCK_SIZE
+            self._blocks[vaddr >> BLOCK_SHIFT] = paddr - vaddr
         else:
             if len(self._pages) >= MAX_TRANSLATIONS:
                 self._pages.clear()
@@ -118,10 +119,9 @@ class AddressSpace:
             NotMappedError: an address on the way is not mapped.
             NotInImageError: a page, or a page table, is not in the image.
         """
-        offset = vaddr & (BLOCK_SIZE - 1)
-        block = self._blocks.get(vaddr >> BLOCK_SHIFT)
-        if block is not None and offset + size <= BLOCK_SIZE:
-            return self._read_physical(block + offset, size)
+        distance = self._blocks.get(vaddr >> BLOCK_SHIFT)
+        if distance is not None and (vaddr & BLOCK_MASK) + size <= BLOCK_SIZE:
+            return self._read_physical(vaddr + distance, size)
         if (vaddr & (self._page_size - 1)) + size <= self._page_size:
             page = self._pages.get(vaddr >> self._page_shift)
             if page is not None:
