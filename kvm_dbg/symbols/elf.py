@@ -202,13 +202,16 @@ class ElfSymbolTable(SymbolTable):
     def _name_table(self, *, build: bool) -> NameTable | None:
         """Return the table of names: the one that is kept, or a new one if it can be kept or `build` is set."""
         if self._names is None and (self._index is not None or build):
-            self._names = NameTable(self._data, self._kept("symbols", self._data.name_tables))
+            self._names = NameTable(self._data, self._kept("symbols", self._data.name_tables, ("buckets", "chain")))
         return self._names
 
-    def _kept(self, table: str, build: Callable[[], Mapping[str, array[int]]]) -> Mapping[str, memoryview]:
+    def _kept(
+        self, table: str, build: Callable[[], Mapping[str, array[int]]], names: tuple[str, ...]
+    ) -> Mapping[str, memoryview]:
+        """Return the parts `names` of a table as kept, each of whole 32-bit words, or else built and kept."""
         identity = INDEX_LAYOUT + self._data.sample()
         parts = self._index.find(table, identity) if self._index is not None else None
-        if parts is None:
+        if parts is None or any(name not in parts or len(parts[name]) % 4 for name in names):
             parts = {name: memoryview(part).cast("B") for name, part in build().items()}
             if self._index is not None:
                 self._index.store(table, identity, parts)
@@ -242,7 +245,7 @@ class ElfSymbolTable(SymbolTable):
 
     def _address_table(self) -> AddressTable:
         if self._addresses is None:
-            parts = self._kept("addresses", lambda: {"rows": self._data.address_table(self._moved)})
+            parts = self._kept("addresses", lambda: {"rows": self._data.address_table(self._moved)}, ("rows",))
             self._addresses = AddressTable(self._data, parts["rows"])
         return self._addresses
 

@@ -223,9 +223,8 @@ def read_kallsyms(
     offsets = _numbers("i", memory.read(places.offsets, 4 * count), order)
     identity = INDEX_LAYOUT + f"{count} {crc32(table)} {names_size}".encode()
     parts = index.find(INDEX_TABLE, identity) if index is not None else None
-    if parts is not None and "names" in parts:
-        joined = bytes(parts["names"])
-    else:
+    joined = bytes(parts["names"]) if parts is not None and "names" in parts else b""
+    if joined.count(b"\n") != count - 1 or not joined:
         token_index = _numbers("H", memory.read(places.token_index, 512), order)
         joined = _expand(memory.read(places.names, names_size), count, _tokens(table, token_index), places.names)
         if index is not None:

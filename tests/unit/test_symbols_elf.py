@@ -275,6 +275,24 @@ def test_an_index_with_a_good_checksum_and_bad_numbers_breaks_nothing(vmlinux: P
         broken.find_at(TEXT + 0x300)
 
 
+@pytest.mark.parametrize(
+    "parts", [{}, {"chain": bytes(64)}, {"buckets": bytes(64)}, {"buckets": b"123", "chain": b"1"}]
+)
+def test_an_index_that_lacks_its_parts_is_built_again(vmlinux: Path, tmp_path: Path, parts: dict[str, bytes]) -> None:
+    index = Index(tmp_path / "cache", BUILD_ID)
+    identity = INDEX_LAYOUT + ElfSymbolTable(vmlinux)._data.sample()
+    index.store("symbols", identity, parts)
+    index.store("addresses", identity, parts)
+    table = ElfSymbolTable(vmlinux, index=index)
+    assert table.address("init_task") == DATA + 0x1040
+    found = table.find_at(DATA + 0x1040)
+    assert found is not None
+    assert found.name == "init_task"
+    kept = index.find("symbols", identity)
+    assert kept is not None
+    assert set(kept) == {"buckets", "chain"}
+
+
 def test_a_read_only_cache_costs_a_note_only(vmlinux: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("no directory")
     index = Index(tmp_path / "cache", BUILD_ID)
