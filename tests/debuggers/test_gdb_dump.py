@@ -147,7 +147,8 @@ def test_per_cpu_symbols_are_offsets_into_the_cpus_areas(real: Gdb, demo: Demo, 
         real,
         demo,
         tmp_path,
-        "[[int(gdb.parse_and_eval('&runqueues')) % 2**64, int(gdb.parse_and_eval('$kvm_nlist(\"runqueues\")')) % 2**64],"
+        "[[int(gdb.parse_and_eval('&runqueues')) % 2**64,"
+        " int(gdb.parse_and_eval('$kvm_nlist(\"runqueues\")')) % 2**64],"
         " [gdb.parse_and_eval('((struct rq *) ((char *) &runqueues + __per_cpu_offset[%d]))->cpu' % cpu).__int__()"
         " for cpu in (0, 1)]]",
     )
