@@ -170,3 +170,24 @@ def test_a_broken_list_still_shows_the_running(kernel: Tasks) -> None:
         error = raised
     assert names == ["p4", "swapper/0", "p3"]
     assert error is not None
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        core(qemu_state(rip=0x11), qemu_state(rip=0x22, gs_base=PER_CPU), name="QEMU", kind=0),
+        core(prstatus(3, rip=0x11), prstatus(0, rip=0x22)),
+        core(prstatus(3, rip=0x11), prstatus(0), prstatus(0, rip=0x22)),
+    ],
+)
+def test_notes_of_an_image_whose_memory_is_cut_off(kernel: Tasks, notes: tuple[Note, ...]) -> None:
+    attach(kernel, notes)
+    kernel.missing = set(range(len(kernel.memory) // 4096 + 1))
+    threads = for_each_thread(kernel)
+    found = [next(threads), next(threads)]
+    with pytest.raises(KvmDbgError):
+        next(threads)
+    assert [thread.registers["rip"] for thread in found] == [0x11, 0x22]
+    assert [thread.cpu for thread in found] == [0, len(notes) - 1]
+    assert {(thread.lid, thread.address, thread.on_cpu) for thread in found} == {(0, 0, True)}
+    assert all("which task it ran is not known" in thread.why for thread in found)

@@ -55,6 +55,26 @@ def read_cpu_states(kernel: Kernel) -> list[CpuState]:
     return [CpuState(cpu, found.get(cpu, {}), tasks.get(cpu), source if found.get(cpu) else "") for cpu in cpus]
 
 
+def read_noted_states(kernel: Kernel) -> list[CpuState]:
+    """Return one state per CPU that the image's notes have registers of, numbered in the order of the notes.
+
+    For images whose memory does not tell which CPUs there are: what they ran is not known then.
+    """
+    for reader, name, source in (
+        (_read_qemu_notes, "QEMU", "QEMU's CPU state"),
+        (_read_unpaired_notes, "CORE", "NT_PRSTATUS note of the image"),
+    ):
+        places = {cpu: ~cpu for cpu in range(sum(note.name == name for note in kernel.image.notes))}  # no offset is < 0
+        found = reader(kernel, places)
+        if any(found.values()):
+            return [CpuState(cpu, found[cpu], None, source) for cpu in sorted(found) if found[cpu]]
+    return []
+
+
+def _read_unpaired_notes(kernel: Kernel, cpus: Mapping[int, int]) -> dict[int, Mapping[str, int]]:
+    return _read_image_notes(kernel, cpus, {})
+
+
 def _read_crash_notes(kernel: Kernel, cpus: Mapping[int, int]) -> dict[int, Mapping[str, int]]:
     """Return CPU -> registers of the notes in `crash_notes`, which only a crash fills."""
     symbol = kernel.symbols.find("crash_notes")

@@ -16,7 +16,7 @@ from kvm_dbg.kernel.linux.kthread import read_name
 from kvm_dbg.kernel.linux.layout import Layout, Record, remembered
 from kvm_dbg.kernel.linux.panic import read_panic_cpu
 from kvm_dbg.kernel.linux.process import signal_layout
-from kvm_dbg.kernel.linux.register import SwitchFrame, read_cpu_states
+from kvm_dbg.kernel.linux.register import SwitchFrame, read_cpu_states, read_noted_states
 from kvm_dbg.kernel.linux.task import read_leaders, read_threads, task_layout
 
 if TYPE_CHECKING:
@@ -60,13 +60,18 @@ class ThreadReader:
         try:
             self._states: dict[int, CpuState] = {state.cpu: state for state in read_cpu_states(kernel)}
         except MISSING:
-            self._states = {}
+            self._states = {state.cpu: state for state in read_noted_states(kernel)}
 
     def running(self) -> Iterator[Thread]:
         """Yield the tasks that CPUs run, that of the panicking CPU first."""
         panic_cpu = read_panic_cpu(self._kernel)
         for state in sorted(self._states.values(), key=lambda state: (state.cpu != panic_cpu, state.cpu)):
-            if state.task_address is None or state.task_address in self.seen:
+            if state.task_address is None:
+                if state.registers:
+                    why = f"{state.source}, CPU {state.cpu}; which task it ran is not known"
+                    yield Thread(0, 0, "", 0, state.cpu, True, state.registers, why)
+                continue
+            if state.task_address in self.seen:
                 continue
             try:
                 task = self._task.read(self._kernel, state.task_address)
