@@ -207,6 +207,8 @@ class Kvm:
         if with_symbols:
             self._load_symbols(server)
         register_commands(self, server.ready["commands"])
+        if server.ready.get("problem"):
+            warn(server.ready["problem"])
         warn(
             "{}: Linux {}, {}, slide {}".format(
                 ", ".join(server.ready["images"]), server.ready["release"], server.ready["arch"], server.ready["slide"]
@@ -226,7 +228,9 @@ class Kvm:
         except ServerGone as gone:
             raise gdb.GdbError(str(gone)) from None
         except gdb.error as error:
-            raise gdb.GdbError(f"gdb could not connect to the server: {error}") from None
+            problem = server.ready.get("problem")
+            why = f" ({problem})" if problem else ""
+            raise gdb.GdbError(f"gdb could not connect to the server: {error}{why}") from None
         finally:
             silence.restore()
 
