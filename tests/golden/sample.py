@@ -1,0 +1,88 @@
+"""The shipped sample dump as something to damage: opened anew for each attempt, within bounds of time and memory."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from kvm_dbg.commands.run import run_line
+from kvm_dbg.commands.session import OpenRequest, Session
+from kvm_dbg.rsp.target import Target
+
+ARCHIVE = Path(__file__).resolve().parents[2] / "sample" / "demo.tar.xz"
+SECONDS = 5.0  # of CPU time, for any one attempt
+GROWTH = 160 << 20  # bytes of data of the whole process, over all attempts of a test; mapped files do not count
+
+COMMANDS = (
+    *("sys", "procs", "lwps", "args", "env", "files", "loadavg", "log", "mods"),
+    *("nlist init_task take_back", "vtop init_task", "read init_task 64"),
+)
+THREADS = "(threads)"  # no command: what a debugger asks for when it connects
+
+
+class TookTooLong(BaseException):
+    """An attempt used more CPU time than it may; no KvmDbgError, and nothing that anybody catches."""
+
+
+class Sample:
+    """The files of the sample, in a directory of the test's own.
+
+    Attributes:
+        index: a directory for indexes, shared by all attempts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(folder, filter="data")
+        self.vmlinux = folder / "vmlinux"
+        self.vmcore = folder / "vmcore"
+        self.index = folder / "index"
+
+    def open(self, *, vmcore: Path | None = None, vmlinux: Path | None = None, index: Path | None = None) -> Session:
+        """Return a session that has the sample open, or files in place of its own. Raises KvmDbgError."""
+        session = Session()
+        paths = (str(vmcore or self.vmcore),)
+        kernel_file, directory = str(vmlinux or self.vmlinux), str(index or self.index)
+        session.open(OpenRequest(paths, kernel_file, index_directory=directory))
+        return session
+
+
+def run(session: Session, line: str) -> str:
+    """Return what a command says as JSON, or nothing for THREADS. Raises KvmDbgError."""
+    if line == THREADS:
+        return str(len(Target(session.kernel, session.system).threads))
+    return "".join(run_line(session, f"{line} --json"))
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Let a test's attempts have SECONDS each (see `attempt`), and GROWTH bytes together: more is a MemoryError."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    before = signal.signal(signal.SIGVTALRM, _on_timer)
+    resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + GROWTH, limits[1]))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+
+
+@contextmanager
+def attempt() -> Iterator[None]:
+    """End what takes more than SECONDS of CPU time by TookTooLong; only within `bounded`."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _on_timer(_number: int, _frame: FrameType | None) -> None:
+    raise TookTooLong
