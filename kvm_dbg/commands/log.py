@@ -22,6 +22,7 @@ COLUMNS = (
     Column("LEVEL", "number"),
     Column("CALLER", "text", "T<thread> or C<cpu>, if the kernel keeps it"),
     Column("TEXT"),
+    Column("UNREAD", "list", "fields whose memory is not in the image", extra=True),
 )
 
 
@@ -99,8 +100,15 @@ def select_records(records: Iterable[LogRecord], args: Any) -> Iterator[LogRecor
 
 
 def row_of(record: LogRecord) -> list[Cell]:
-    """Return a record's row."""
-    return [record.sequence, record.seconds, record.facility, record.level, record.caller, record.text]
+    """Return a record's row; the text of one whose text is lost says so, other fields that are lost are None."""
+    numbers: dict[str, Cell] = {
+        "sequence": record.sequence,
+        "seconds": record.seconds,
+        "facility": record.facility,
+        "level": record.level,
+    }
+    known = [None if name in record.unread else number for name, number in numbers.items()]
+    return [*known, record.caller, record.text, list(record.unread)]
 
 
 def lines_of(record: LogRecord, args: Any) -> Iterator[str]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
 
 MAX_BITS = 31  # LOG_BUF_LEN_MAX is 2 GiB
+MAX_LOST = 1 << 16  # descriptors in a row that cannot be read
+
+LOST = ("sequence", "seconds", "facility", "level", "text")
 
 RING: dict[str, Names] = {
     "count_bits": "desc_ring.count_bits",
@@ -51,7 +54,7 @@ def for_each_ring_record(kernel: Kernel) -> Iterator[LogRecord]:
     """Yield the records of the ring, oldest first; those that are being written are left out.
 
     Raises:
-        ReadError, CorruptError: the ring's own description cannot be read or cannot be right.
+        ReadError, CorruptError: the ring's own description cannot be read or cannot be right; too much is missing.
     """
     types, order = kernel.types, kernel.arch.byteorder
     ring = Layout(types, "struct printk_ringbuffer", RING, order).read(
@@ -73,6 +76,7 @@ def for_each_ring_record(kernel: Kernel) -> Iterator[LogRecord]:
     used = ((head - tail) & id_mask) + 1
     if used > 1 << count_bits:
         raise CorruptError(ring.address, f"the log uses {used} of its {1 << count_bits} descriptors")
+    lost = 0
     for number in range(tail, tail + used):
         identity = number & id_mask
         index = identity & ((1 << count_bits) - 1)
@@ -84,8 +88,12 @@ def for_each_ring_record(kernel: Kernel) -> Iterator[LogRecord]:
                 continue
             data = infos.read(index * info.struct_size, info.struct_size)
         except ReadError as error:
-            yield LogRecord(0, 0.0, 0, 0, describe_loss(error), unread=("sequence", "seconds", "level", "text"))
+            lost += 1
+            if lost > MAX_LOST:
+                raise
+            yield LogRecord(0, 0.0, 0, 0, describe_loss(error), unread=LOST)
             continue
+        lost = 0
         record = info.decode(infos.address + index * info.struct_size, data[info.start :])
         unread: tuple[str, ...] = ()
         try:

@@ -6,6 +6,7 @@ from kvm_dbg.debuginfo.value import Memory
 from kvm_dbg.errors import CorruptError, ReadError
 
 PIECE = 1 << 16  # bytes
+MAX_PIECES = 256  # that are kept
 
 
 class Window:
@@ -43,5 +44,7 @@ class Window:
                 piece = self._memory.read(self.address + offset, min(PIECE, self.size - offset))
             except ReadError:
                 piece = None
+            if len(self._pieces) >= MAX_PIECES:  # of a ring that is read in order: what is far back is not needed
+                self._pieces.clear()
             self._pieces[number] = piece
         return self._pieces[number]
