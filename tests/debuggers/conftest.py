@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.debuggers.debugger import ROOT
 from tests.debuggers.driver import Gdb
+from tests.sample import unpack_sample
 
 ADAPTER = ROOT / "gdb" / "kvm_dbg_gdb.py"
 SOURCE = f"source {ADAPTER}"
@@ -29,8 +29,7 @@ class Demo(NamedTuple):
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """Return the demo's dump and kernel file."""
     folder = tmp_path_factory.mktemp("demo")
-    with tarfile.open(ROOT / "sample" / "demo.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+    unpack_sample(folder)
     return Demo(folder / "vmlinux", folder / "vmcore", folder / "modules")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import signal
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,8 @@ from types import FrameType
 from kvm_dbg.commands.run import run_line
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.rsp.target import Target
+from tests.sample import unpack_sample
 
-ARCHIVE = Path(__file__).resolve().parents[2] / "sample" / "demo.tar.xz"
 SECONDS = 5.0  # of CPU time, for any one attempt
 GROWTH = 160 << 20  # bytes of data of the whole process, over all attempts of a test; mapped files do not count
 
@@ -37,8 +36,7 @@ class Sample:
     """
 
     def __init__(self, folder: Path) -> None:
-        with tarfile.open(ARCHIVE) as archive:
-            archive.extractall(folder, filter="data")
+        unpack_sample(folder)
         self.vmlinux = folder / "vmlinux"
         self.vmcore = folder / "vmcore"
         self.index = folder / "index"

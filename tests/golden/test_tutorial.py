@@ -7,10 +7,11 @@ import re
 import shlex
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
+
+from tests.sample import unpack_sample
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BLOCK = re.compile(r"^```console\n\$ kvm-dbg (?!gdb )([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -20,8 +21,7 @@ PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def bookshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bookshop")
-    with tarfile.open(ROOT / "sample" / "demo.tar.xz") as archive:
-        archive.extractall(directory, filter="data")
+    unpack_sample(directory)
     return directory
 
 
