@@ -111,6 +111,8 @@ def _read_search(path: str) -> tuple[str, ...]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout is None:  # closed by whoever started this
+        return _complain("the output could not be written: standard output is closed", 1)
     if hasattr(sys.stdout, "reconfigure"):  # a locale that cannot print a character must not end the program
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -133,3 +133,17 @@ def test_an_index_that_cannot_be_kept_is_a_warning(tmp_path: Path) -> None:
     assert "format: elf" in done.stdout
     assert done.stderr.startswith(f"kvm-dbg: warning: no index is kept, which takes longer: {tmp_path}/cache")
     assert done.stderr.count("\n") == 1
+
+
+def test_standard_output_that_is_closed() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "kvm_dbg.cli", "--version"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env=child_environment(),
+        cwd=ROOT,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "kvm-dbg: the output could not be written: standard output is closed\n"
