@@ -295,7 +295,7 @@ class Kvm:
         except ServerGone as gone:
             self.close()
             self._fail(f"{gone}; the image is closed, use `kvm open` again")
-        except (ServerError, gdb.GdbError, gdb.error) as error:
+        except (ServerError, gdb.GdbError, gdb.error, OSError) as error:  # OSError: the current directory is gone, ...
             self._fail(str(error))
         except KeyboardInterrupt:
             self.failed = True
