@@ -15,7 +15,7 @@ from tests.lab import SCENARIOS, Dump, find
 WHOLE = ("raw", "vmcore", "elf")  # what the others are compared with: the first of these that a scenario has
 KINDS = (
     "elf", "elf-paging", "qemu-kdump-zlib", "raw", "raw-joined", "vmcore", "zlib-d0", "lzo-d0", "raw-d0", "zlib-d31",
-    "lzo-d31", "snappy-flag-d31", "zstd-flag-d31", "raw-d31", "elf-d31", "split-zlib-d1", "split-lzo-d1",
+    "lzo-d31", "snappy-flag-d31", "zstd-flag-d31", "zstd-d31", "raw-d31", "elf-d31", "split-zlib-d1", "split-lzo-d1",
     "flattened-lzo-d31", "flattened-zlib-d31", "flattened-elf-d31", "cut-elf", "cut-qemu-kdump-zlib", "cut-lzo-d31",
     "cut-zlib-d0", "cut-flattened-lzo-d31", "incomplete-lzo-d31",
 )  # fmt: skip
@@ -56,7 +56,7 @@ def test_every_file_has_the_same_memory(dump: Dump) -> None:
                         continue  # flash: ELF has its bytes, pmemsave what a read of the device gives
                     assert reference.read(paddr, len(chunk)) == chunk, f"{kind} differs from {whole} at {paddr:#x}"
                     compared += len(chunk)
-            assert compared >= 8 << 20, kind
+            assert compared >= 1 << 20, kind  # the lab fills a small disk for the incomplete ones
 
 
 def test_every_file_says_what_it_is(dump: Dump) -> None:
@@ -70,9 +70,9 @@ def test_every_file_says_what_it_is(dump: Dump) -> None:
                 assert info.release == dump.release or image.find_note("VMCOREINFO") is None, kind
             if info.format == "kdump" and file.level is not None:
                 assert info.dump_level == file.level, kind
-            assert info.complete is not bool(file.damage), kind
-            lost = pages(image, Presence.TRUNCATED)
-            assert (lost > 0) is bool(file.damage), kind
+            short = kind.startswith(("cut-", "incomplete-"))
+            assert info.complete is not short, kind
+            assert (pages(image, Presence.TRUNCATED) > 0) is short, kind
             assert (pages(image, Presence.EXCLUDED) > 0) is ("d31" in kind), kind
 
 
