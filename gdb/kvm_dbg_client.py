@@ -81,6 +81,7 @@ class Server:
 
     def __init__(self, python: str, words: list[str], warn: Callable[[str], None]) -> None:
         self.ready: dict[str, Any] = {}
+        self.files: list[str] = []  # that the server made for us, each in a directory of its own
         self._buffer = b""
         self._warn = warn
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -176,10 +177,11 @@ class Server:
                 continue
         self._errors.close()
         address = str(self.ready.get("address", ""))
-        if address.startswith("/"):  # after SIGKILL before anybody was connected
-            for remove, path in ((os.unlink, address), (os.rmdir, os.path.dirname(address))):
-                with contextlib.suppress(OSError):
-                    remove(path)
+        for path in (address, *self.files):  # what a server that was killed could not remove
+            if path.startswith("/"):
+                for remove, place in ((os.unlink, path), (os.rmdir, os.path.dirname(path))):
+                    with contextlib.suppress(OSError):
+                        remove(place)
 
     def last_words(self) -> str:
         """Return the last line on the server's standard error."""

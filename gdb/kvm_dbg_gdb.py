@@ -242,6 +242,7 @@ class Kvm:
         try:
             rules = server.ask({"unwind": True})["file"]
             if rules is not None:  # before vmlinux: gdb takes the first rule that it finds
+                server.files.append(rules)
                 self.symbols.add(rules, "", {})
         except (ServerError, gdb.error) as error:
             warn(f"backtraces may end in frames that never were: {error}")

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,22 @@ from tests.debuggers.mi import MiClient, MiError
 GONE_SECONDS = 2.0  # that a server may outlive its gdb
 LONG_COMMAND = "kvm read 0xffffffff80000000 0x40000000"
 READY_PID = "python print(gdb.kvm_dbg_session.server.ready['pid'])"
+
+
+@pytest.fixture(autouse=True)
+def _no_file_is_left(real: Gdb, tmp_path: Path) -> Iterator[None]:
+    """Nothing stays in the directory for temporary files, even of a server that was killed."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    real.env["TMPDIR"] = str(temporary)
+    yield
+    for dialogue in real._dialogues:
+        with suppress(OSError):
+            dialogue.send(b"-gdb-exit\n")
+    deadline = time.monotonic() + 5
+    while os.listdir(temporary) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert os.listdir(temporary) == []
 
 
 def start(gdb: Gdb, demo: Demo) -> tuple[MiClient, int]:
