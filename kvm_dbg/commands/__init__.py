@@ -16,6 +16,7 @@ from kvm_dbg.commands.open import Close, GetErr, Open, Status
 from kvm_dbg.commands.procs import Procs
 from kvm_dbg.commands.read import Read
 from kvm_dbg.commands.sys import Sys
+from kvm_dbg.commands.vm import Vm
 from kvm_dbg.commands.vtop import Vtop
 from kvm_dbg.commands.write import Write
 from kvm_dbg.errors import UsageError
@@ -32,6 +33,7 @@ COMMANDS: tuple[Command, ...] = (
     Args(),
     Env(),
     Files(),
+    Vm(),
     LoadAvg(),
     Log(),
     Mods(),

@@ -178,6 +178,28 @@ class OpenFile:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryMapping:
+    """One mapping of a process: [start, end) of its addresses.
+
+    permissions: as "rw-p" ("s": shared). offset: bytes into the file. major, minor, inode: of the file; 0 without one.
+    path: the file's name, or what the system calls the mapping ("[heap]"), None if nothing. is_file: whether a file is
+    behind it. address: of the system's record of it.
+    """
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    major: int | None
+    minor: int | None
+    inode: int | None
+    path: str | None
+    is_file: bool
+    address: int
+    unread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class CpuState:
     """One CPU when the image was taken. `registers` is empty where nothing recorded them."""
 
@@ -272,6 +294,9 @@ class OperatingSystem(Protocol):
 
     def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
         """Yield the open files of one process or of all."""
+
+    def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
+        """Yield the mappings of a process, ascending; none for kernel threads and zombies."""
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         """Return the load averages. Raises SymbolNotFound, ReadError."""

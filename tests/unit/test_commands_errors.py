@@ -210,12 +210,9 @@ def test_an_empty_line_lists_the_commands() -> None:
 def test_without_an_image_a_command_says_what_to_do() -> None:
     for command in COMMANDS:
         if command.needs_kernel:
-            words = [
-                command.name,
-                *{"nlist": ["x"], "read": ["0"], "write": ["0", "--u8", "0"], "vtop": ["0"]}.get(command.name, []),
-            ]
+            words = {"nlist": ["x"], "read": ["0"], "write": ["0", "--u8", "0"], "vtop": ["0"], "vm": ["1"]}
             with pytest.raises(CommandError, match="no image is open"):
-                list(run_command(Session(), words))
+                list(run_command(Session(), [command.name, *words.get(command.name, [])]))
 
 
 def test_geterr_repeats_the_last_error(little: Little) -> None:

@@ -20,6 +20,7 @@ ARGUMENTS = {
     "read": [hex(TEXT), "32"],
     "write": ["counter", "--u32", "7"],
     "vtop": ["banner"],
+    "vm": ["1"],
 }
 """What commands need that have no answer without arguments."""
 
@@ -43,7 +44,7 @@ def words_for(name: str, image: str) -> list[str]:
 
 def test_the_list_is_the_promised_one() -> None:
     promised = (
-        "open close status geterr identify nlist read write vtop procs lwps args env files loadavg log sys mods help"
+        "open close status geterr identify nlist read write vtop procs lwps args env files vm loadavg log sys mods help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
@@ -263,6 +264,34 @@ def test_read_into_a_file(little: Little, capsys: Capture) -> None:
     run(capsys, "read", little.image, "banner", "37", "--raw", "banner.bin")
     with open("banner.bin", "rb") as file:
         assert file.read() == DATA_BYTES[:37]
+
+
+def test_vm(little: Little, capsys: Capture) -> None:
+    first, lost, stack = ask(capsys, "vm", little.image, "1")
+    assert (first["start"], first["end"], first["size"]) == ("0x400000", "0x402000", 0x2000)
+    assert (first["perms"], first["offset"], first["dev"], first["inode"]) == ("r-xp", "0x1000", "08:01", 12)
+    assert first["path"] == f"/bin/{ESCAPE}"
+    assert (lost["dev"], lost["path"], lost["unread"]) == (None, None, ["path", "device"])
+    assert (stack["dev"], stack["path"]) == ("00:00", "[stack]")
+    lines = run(capsys, "vm", little.image, "1").splitlines()
+    assert lines[0].split() == ["START", "END", "PERMS", "OFFSET", "DEV", "INODE", "PATH", "ADDRESS"]
+    assert lines[-1] == "note: 3 mappings, 140 KiB, 3072 KiB resident"
+
+
+def test_vm_of_what_has_no_memory(little: Little, capsys: Capture) -> None:
+    assert ask(capsys, "vm", little.image, "2") == []
+    assert "it is a kernel thread" in run(capsys, "vm", little.image, "2")
+    assert "it has exited" in run(capsys, "vm", little.image, "42")
+    assert cli.main(["vm", little.image, "9"]) == 1
+    assert "no process with PID 9" in capsys.readouterr().err
+
+
+def test_vm_shows_what_comes_before_a_broken_place(little: Little, capsys: Capture) -> None:
+    little.system.broken = {"mappings"}
+    assert cli.main(["vm", little.image, "1", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 3
+    assert "the list of mappings leads nowhere" in captured.err
 
 
 def test_vtop_shows_every_entry(little: Little, capsys: Capture) -> None:

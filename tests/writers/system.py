@@ -24,6 +24,7 @@ from kvm_dbg.kernel.base import (
     LoadAverage,
     LogRecord,
     Lwp,
+    MemoryMapping,
     Module,
     OpenFile,
     Process,
@@ -165,6 +166,11 @@ FILES = (
     OpenFile(40, 4, TEXT + 0x718, "fifo", "pipe:[78]", 0, 0, 78),
     OpenFile(40, 5, TEXT + 0x720, "anon", None, 0, None, None, unread=("path",)),
 )
+MAPPINGS = (
+    MemoryMapping(0x400000, 0x402000, "r-xp", 0x1000, 8, 1, 12, f"/bin/{ESCAPE}", True, TEXT + 0x730),
+    MemoryMapping(0x402000, 0x403000, "rw-s", 0, None, None, None, None, True, TEXT + 0x738, ("path", "device")),
+    MemoryMapping(0x7FFE0000, 0x80000000, "rw-p", 0, 0, 0, 0, "[stack]", False, TEXT + 0x740),
+)
 LOG = (
     LogRecord(0, 0.0, 0, 5, "Little version 1.0"),
     LogRecord(1, 1.5, 0, 3, "disk\ton fire\nsecond line", "T40"),
@@ -232,7 +238,7 @@ class LittleKernel(Kernel):
 
 
 class LittleSystem:
-    """The operating system. `broken` names the lists that end in an error: "processes", "log", "modules", "load"."""
+    """The operating system. `broken` names the lists that end in an error: "processes", "mappings", "log", ..."""
 
     name = "Little"
 
@@ -265,6 +271,10 @@ class LittleSystem:
 
     def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
         yield from (file for file in FILES if pid in (None, file.pid))
+
+    def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
+        yield from MAPPINGS if pid == 1 else ()
+        self._end("mappings")
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         self._end("load")

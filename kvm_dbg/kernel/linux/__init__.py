@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         LoadAverage,
         LogRecord,
         Lwp,
+        MemoryMapping,
         Module,
         OpenFile,
         OperatingSystem,
@@ -55,6 +56,11 @@ class _Linux:
         from kvm_dbg.kernel.linux.file import for_each_file
 
         return for_each_file(kernel, pid)
+
+    def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
+        from kvm_dbg.kernel.linux.vma import for_each_mapping
+
+        return for_each_mapping(kernel, pid)
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         from kvm_dbg.kernel.linux.loadavg import read_load_average
