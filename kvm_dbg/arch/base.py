@@ -58,6 +58,7 @@ class Arch(ABC):
     page_shift: int
     elf_machine: int  # e_machine
     registers: tuple[Register, ...]  # general registers in gdb's order
+    levels: tuple[tuple[str, int], ...]  # page tables' entries from the leaf upwards: name, log2 of the bytes it maps
 
     @abstractmethod
     def walk(self, read_phys: ReadPhys, paging: Paging, vaddr: int) -> Walk:

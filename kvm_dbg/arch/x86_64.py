@@ -49,6 +49,7 @@ class _X86_64(Arch):  # noqa: N801 - the processor's name
     page_shift = 12
     elf_machine = 62
     registers = REGISTERS
+    levels = LEVELS
 
     def is_canonical(self, vaddr: int, levels: int) -> bool:
         """Return whether the bits above the top level's index all equal its highest bit."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvm_dbg.commands.args import Args, Env
 from kvm_dbg.commands.base import Command
 from kvm_dbg.commands.files import Files
+from kvm_dbg.commands.gcore import Gcore
 from kvm_dbg.commands.help import Help
 from kvm_dbg.commands.identify import Identify
 from kvm_dbg.commands.loadavg import LoadAvg
@@ -34,6 +35,7 @@ COMMANDS: tuple[Command, ...] = (
     Env(),
     Files(),
     Vm(),
+    Gcore(),
     LoadAvg(),
     Log(),
     Mods(),

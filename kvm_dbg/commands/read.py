@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvm_dbg.commands.address import check_range, evaluate_address, parse_number, parse_size
 from kvm_dbg.commands.base import Column, Command, Table
+from kvm_dbg.commands.new_file import new_file
 from kvm_dbg.commands.process import address_space
 from kvm_dbg.commands.session import Session
-from kvm_dbg.errors import CommandError, FileAccessError
+from kvm_dbg.errors import CommandError
 from kvm_dbg.image.base import PartialRead
 
 COLUMNS = (
@@ -87,21 +87,9 @@ def save(path: str, read: Callable[[int, int], bytes], address: int, size: int) 
         FileAccessError: the file exists, or cannot be made or written.
         ReadError: some byte is missing.
     """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except (OSError, ValueError) as error:
-        raise FileAccessError(path, getattr(error, "strerror", None) or str(error)) from error
-    done = False
-    try:
-        with open(descriptor, "wb") as file:
-            for at in range(address, address + size, CHUNK):
-                file.write(read(at, min(CHUNK, address + size - at)))
-        done = True
-    except OSError as error:
-        raise FileAccessError(path, error.strerror or str(error)) from error
-    finally:
-        if not done:
-            os.unlink(path)
+    with new_file(path) as file:
+        for at in range(address, address + size, CHUNK):
+            file.write(read(at, min(CHUNK, address + size - at)))
 
 
 def hex_lines(address: int, digits: str) -> Iterator[str]:

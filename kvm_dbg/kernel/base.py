@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.debuginfo.base import TypeTable
-from kvm_dbg.image.base import MemoryImage, PartialRead
+from kvm_dbg.image.base import MemoryImage, Note, PartialRead, Range
 from kvm_dbg.symbols.base import SymbolTable
 
 
@@ -49,6 +49,9 @@ class AddressSpaceReader(Protocol):
 
     def translate(self, vaddr: int) -> int:
         """Return the physical address; raises ReadError."""
+
+    def for_each_run(self, start: int, end: int) -> Iterator[Range]:
+        """Yield the runs of [start, end) that exist, ascending: PRESENT ones, and those whose bytes are lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +300,11 @@ class OperatingSystem(Protocol):
 
     def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
         """Yield the mappings of a process, ascending; none for kernel threads and zombies."""
+
+    def read_core_notes(
+        self, kernel: Kernel, process: Process, mappings: Sequence[MemoryMapping]
+    ) -> tuple[list[Note], list[str]]:
+        """Return the notes of a core file of the process, and sentences on what they lack. Raises KvmDbgError."""
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         """Return the load averages. Raises SymbolNotFound, ReadError."""

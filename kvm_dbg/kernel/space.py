@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from kvm_dbg.arch.base import Arch, Paging
 from kvm_dbg.arch.paging import BLOCK_SHIFT, BLOCK_SIZE, AddressSpace, TableCache
-from kvm_dbg.errors import NotInImageError, ReadError
+from kvm_dbg.errors import NotInImageError, NotMappedError, ReadError
 from kvm_dbg.image.base import MemoryImage, PartialRead, Presence, Range
+
+RUN_SIZE = 1 << 20  # bytes that `for_each_run` yields at most at a time
 
 
 class ImageSpace(AddressSpace):
@@ -44,6 +48,52 @@ class ImageSpace(AddressSpace):
                     _add(missing, Range(vaddr + run.start - paddr, run.size, run.presence))
             vaddr += length
         return PartialRead(b"".join(parts), tuple(missing))
+
+    def for_each_run(self, start: int, end: int) -> Iterator[Range]:
+        """Yield the runs of [start, end) that exist, in ascending order, at most RUN_SIZE bytes long, page by page.
+
+        PRESENT: all bytes are in the image. EXCLUDED, TRUNCATED: mapped, but the image lacks them, or lacks the page
+        table that would tell. HOLE: swapped out, or mapped to what is not memory. What the page tables have never
+        heard of is left out; the cost is that of the tables that exist.
+        """
+        run: Range | None = None
+        for vaddr, size, presence in self._for_each_piece(start, end):
+            if run is not None and run.end == vaddr and run.presence is presence and run.size + size <= RUN_SIZE:
+                run = Range(run.start, run.size + size, presence)
+                continue
+            if run is not None:
+                yield run
+            run = Range(vaddr, size, presence)
+        if run is not None:
+            yield run
+
+    def _for_each_piece(self, vaddr: int, end: int) -> Iterator[Range]:
+        """Yield what `for_each_run` joins."""
+        shifts = dict(self.arch.levels)
+        table_size = 1 << self.arch.levels[1][1]  # what a table of the lowest level maps
+        while vaddr < end:
+            following = min((vaddr | self._page_size - 1) + 1, end)
+            try:
+                paddr = self.translate(vaddr)
+            except NotMappedError as error:
+                if error.entry:
+                    yield Range(vaddr, following - vaddr, Presence.HOLE)
+                elif error.level is not None:
+                    following = min((vaddr | (1 << shifts[error.level]) - 1) + 1, end)
+            except NotInImageError as error:
+                following = min((vaddr | table_size - 1) + 1, end)
+                yield from _cut(Range(vaddr, following - vaddr, Presence(error.reason)))
+            else:
+                pieces = self._image.pieces(paddr, following - vaddr)
+                lost = next((piece.presence for piece in pieces if piece.presence is not Presence.PRESENT), None)
+                yield Range(vaddr, following - vaddr, lost or Presence.PRESENT)
+            vaddr = following
+
+
+def _cut(run: Range) -> Iterator[Range]:
+    """Yield a run in parts of at most RUN_SIZE bytes."""
+    for start in range(run.start, run.end, RUN_SIZE):
+        yield Range(start, min(RUN_SIZE, run.end - start), run.presence)
 
 
 def _add(missing: list[Range], run: Range) -> None:

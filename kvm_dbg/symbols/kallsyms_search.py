@@ -91,9 +91,7 @@ def _markers_before(memory: Memory, end: int, size: int) -> tuple[int, list[int]
     return None
 
 
-def _places_before(
-    memory: Memory, markers: tuple[int, list[int]], token_table: int, token_index: int
-) -> Places | None:
+def _places_before(memory: Memory, markers: tuple[int, list[int]], token_table: int, token_index: int) -> Places | None:
     """Return the places that fit the markers: the names end before them, and begin behind their own number."""
     end, values = markers
     last = values[-1]

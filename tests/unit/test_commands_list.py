@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvm_dbg import cli
 from kvm_dbg.commands import COMMANDS, find_command
+from kvm_dbg.elf import open_elf
 from tests.unit.conftest import Little
 from tests.writers.system import DATA, DATA_BYTES, ESCAPE, GONE, JOB, LOG, SHELL, TEXT, TEXT_BYTES, USER, USER_BYTES
 
@@ -23,6 +26,7 @@ ARGUMENTS = {
     "vm": ["1"],
 }
 """What commands need that have no answer without arguments."""
+NUMBERS = itertools.count()  # of files that are new every time
 
 
 def run(capsys: Capture, *words: str, status: int = 0) -> str:
@@ -39,12 +43,15 @@ def ask(capsys: Capture, *words: str) -> Any:
 
 def words_for(name: str, image: str) -> list[str]:
     files = [] if name == "help" else [image]
+    if name == "gcore":
+        return [name, image, "1", f"{next(NUMBERS)}.core"]
     return [name, *files, *ARGUMENTS.get(name, [])]
 
 
 def test_the_list_is_the_promised_one() -> None:
     promised = (
-        "open close status geterr identify nlist read write vtop procs lwps args env files vm loadavg log sys mods help"
+        "open close status geterr identify nlist read write vtop procs lwps args env files vm gcore"
+        " loadavg log sys mods help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
@@ -52,10 +59,10 @@ def test_the_list_is_the_promised_one() -> None:
 
 @pytest.mark.parametrize("name", [command.name for command in COMMANDS])
 def test_every_command_answers_in_text_json_and_csv(name: str, little: Little, capsys: Capture) -> None:
-    words = words_for(name, little.image)
-    text = run(capsys, *words)
-    answer = ask(capsys, *words)
-    table = list(csv.reader(io.StringIO(run(capsys, *words, "--csv"), newline="")))
+    text = run(capsys, *words_for(name, little.image))
+    answer = ask(capsys, *words_for(name, little.image))
+    lines = run(capsys, *words_for(name, little.image), "--csv")
+    table = list(csv.reader(io.StringIO(lines, newline="")))
     rows = [answer] if isinstance(answer, dict) else answer
     assert text or name == "geterr"
     assert table[0] == [column.key for column in find_command(name).columns]
@@ -292,6 +299,39 @@ def test_vm_shows_what_comes_before_a_broken_place(little: Little, capsys: Captu
     captured = capsys.readouterr()
     assert len(json.loads(captured.out)) == 3
     assert "the list of mappings leads nowhere" in captured.err
+
+
+def test_gcore(little: Little, capsys: Capture) -> None:
+    answer = ask(capsys, "gcore", little.image, "1", "init.core")
+    assert (answer["threads"], answer["mappings"], answer["present"], answer["lost"]) == (1, 3, 4096, 0)
+    assert answer["remarks"] == ["its name is init"]
+    data = Path("init.core").read_bytes()
+    assert answer["size"] == len(data)
+    with open_elf("init.core") as core:
+        note, memory = core.segments
+        assert core.header.type == 4  # ET_CORE
+        assert [one.type for one in core.for_each_note(note)] == [1]
+        assert (memory.vaddr, memory.filesz, memory.memsz, memory.flags) == (USER, 4096, 4096, 5)
+        assert data[memory.offset : memory.offset + 4096] == USER_BYTES
+
+
+def test_gcore_refuses_a_file_that_exists(little: Little, capsys: Capture) -> None:
+    Path("taken").write_bytes(b"precious")
+    assert cli.main(["gcore", little.image, "1", "taken"]) == 1
+    assert "File exists" in capsys.readouterr().err
+    assert Path("taken").read_bytes() == b"precious"
+
+
+def test_gcore_of_broken_mappings_says_so(little: Little, capsys: Capture) -> None:
+    little.system.broken = {"mappings"}
+    answer = ask(capsys, "gcore", little.image, "1", "init.core")
+    assert "some mappings are missing: the list of mappings leads nowhere" in answer["remarks"][0]
+
+
+def test_gcore_of_what_has_no_memory_leaves_no_file(little: Little, capsys: Capture) -> None:
+    assert cli.main(["gcore", little.image, "2", "none.core"]) == 1
+    assert "it has no user memory" in capsys.readouterr().err
+    assert not Path("none.core").exists()
 
 
 def test_vtop_shows_every_entry(little: Little, capsys: Capture) -> None:

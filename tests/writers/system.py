@@ -8,7 +8,7 @@ operating system says of itself is made up here. Some of its strings try to driv
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from kvm_dbg.arch.base import Paging
 from kvm_dbg.arch.x86_64 import X86_64
 from kvm_dbg.errors import CommandError, CorruptError, KernelNotFoundError, NotInImageError
-from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.image.base import MemoryImage, Note
 from kvm_dbg.kernel import Identity
 from kvm_dbg.kernel.base import (
     Kernel,
@@ -275,6 +275,11 @@ class LittleSystem:
     def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
         yield from MAPPINGS if pid == 1 else ()
         self._end("mappings")
+
+    def read_core_notes(
+        self, kernel: Kernel, process: Process, mappings: Sequence[MemoryMapping]
+    ) -> tuple[list[Note], list[str]]:
+        return [Note("CORE", 1, process.pid.to_bytes(4, "little") * 84)], [f"its name is {process.command}"]
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         self._end("load")

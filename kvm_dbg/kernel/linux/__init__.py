@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvm_dbg.image.base import Note
     from kvm_dbg.kernel.base import (
         AddressSpaceReader,
         Kernel,
@@ -61,6 +62,13 @@ class _Linux:
         from kvm_dbg.kernel.linux.vma import for_each_mapping
 
         return for_each_mapping(kernel, pid)
+
+    def read_core_notes(
+        self, kernel: Kernel, process: Process, mappings: Sequence[MemoryMapping]
+    ) -> tuple[list[Note], list[str]]:
+        from kvm_dbg.kernel.linux.core_note import read_core_notes
+
+        return read_core_notes(kernel, process, mappings)
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         from kvm_dbg.kernel.linux.loadavg import read_load_average
