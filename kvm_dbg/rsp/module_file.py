@@ -2,12 +2,15 @@
 
 A file is a module's if its name is (`-` and `_` are one, as modprobe(8) has it) and its build-id is the one that the
 kernel keeps of the loaded module (since 5.14, commit a0e7f4ac8dbd, `struct module` has `build_id`); where the image
-has none, the name must do. Files compressed by the distribution are unpacked into the cache, since gdb reads none.
+has none, the name must do. Debug files may also be named by the build-id alone, below `.build-id`. What a file says of
+its symbols must be what the kernel's own table (kallsyms) says of the loaded module, for the sections as the kernel
+placed them. Files compressed by the distribution are unpacked into the cache, since gdb reads none.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +20,9 @@ from kvm_dbg.errors import CommandError, FileAccessError, FormatError, KvmDbgErr
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
+    from kvm_dbg.elf import ElfFile
     from kvm_dbg.kernel.base import Module
+    from kvm_dbg.symbols.base import SymbolTable
 
 SUFFIXES = (".ko.debug", ".ko", ".ko.zst", ".ko.xz", ".ko.gz")  # likeliest with debug information first
 USUAL_PLACES = (
@@ -25,8 +30,13 @@ USUAL_PLACES = (
     "/usr/lib/debug/usr/lib/modules/{release}",
     "/lib/modules/{release}",
 )
+BUILD_IDS = ".build-id"  # below a directory of debug files: xx/rest.debug
+USUAL_BUILD_IDS = ("/usr/lib/debug",)
+SAMPLE = 256  # symbols of a file that are compared with the kernel's
+STT_OBJECT, STT_FUNC = 1, 2
 MAX_FILES = 200_000  # looked at below one directory
 MAX_MODULE_SIZE = 1 << 30  # bytes, unpacked
+ZSTD_CHUNK = 1 << 16  # bytes read at a time: they can stand for 10,000 times as many
 SHF_ALLOC = 2
 
 
@@ -48,10 +58,21 @@ def plan_modules(session: Session, directory: str | None) -> list[dict[str, obje
     for place in places:
         for name, path in _for_each_module_file(place):
             files.setdefault(name, []).append(path)
+    roots = [*places, *(USUAL_BUILD_IDS if directory is None else ())]
+    symbols = session.system.all_symbols(session.kernel)
     return [
-        _plan(module, files.get(module.name, []), session.index_directory)
+        _plan(module, [*_named_by_id(module, roots), *files.get(module.name, [])], session.index_directory, symbols)
         for module in session.system.for_each_module(session.kernel)
     ]
+
+
+def _named_by_id(module: Module, roots: list[str]) -> list[str]:
+    """Return the files that are called as the module's build-id, where debug files are kept by it."""
+    if not module.build_id:
+        return []
+    own = f"{module.build_id[:2]}/{module.build_id[2:]}.debug"
+    paths = (os.path.join(root, BUILD_IDS, own) for root in roots)
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def _places(session: Session) -> list[str]:
@@ -82,7 +103,7 @@ def _for_each_module_file(directory: str) -> Iterator[tuple[str, str]]:
         yield name, path
 
 
-def _plan(module: Module, paths: list[str], cache: str | None) -> dict[str, object]:
+def _plan(module: Module, paths: list[str], cache: str | None, symbols: SymbolTable) -> dict[str, object]:
     problem: str | None = None
     for path in paths:
         try:
@@ -93,6 +114,10 @@ def _plan(module: Module, paths: list[str], cache: str | None) -> dict[str, obje
                     problem = f"{path} is another build: {build_id.hex()}, in the image {module.build_id}"
                     continue
                 names = {section.name for section in file.sections if section.flags & SHF_ALLOC and section.size}
+                difference = _find_difference(file, module, symbols)
+                if difference is not None:
+                    problem = f"{path} is not the module in the image: {difference}"
+                    continue
         except KvmDbgError as error:
             problem = str(error)
             continue
@@ -104,6 +129,42 @@ def _plan(module: Module, paths: list[str], cache: str | None) -> dict[str, obje
         sections.setdefault(".text", hex(module.address))
         return {"name": module.name, "file": path, "sections": sections, "problem": None}
     return {"name": module.name, "file": None, "sections": {}, "problem": problem}
+
+
+def _find_difference(file: ElfFile, module: Module, symbols: SymbolTable) -> str | None:
+    """Return in what the symbols of a module's file contradict the kernel's table; None if they agree.
+
+    Only symbols whose name the module has once, there and here, are compared.
+    """
+    from kvm_dbg.symbols.elf_data import SymbolData
+
+    table = file.find_section(".symtab")
+    if table is None:
+        return None
+    places = {one.number: module.sections.get(one.name) for one in file.sections if one.flags & SHF_ALLOC}
+    data = SymbolData(file, table)
+    count = table.size // table.entsize if table.entsize else 0
+    rows = [
+        row for row in map(data.row, range(count)) if row.type in (STT_OBJECT, STT_FUNC) and places.get(row.section)
+    ]
+    seen = Counter(row.name for row in rows)
+    compared = different = 0
+    example = ""
+    for row in rows:
+        place = places[row.section]
+        if seen[row.name] > 1 or place is None or not _is_loaded(module, place):
+            continue
+        name = data.name(row.name).decode("utf-8", "replace")
+        known = [symbol for symbol in symbols.find_all(name) if symbol.module == module.name]
+        if len(known) != 1:
+            continue
+        compared += 1
+        if known[0].address != place + row.value:
+            different += 1
+            example = example or f"{name} would be at {place + row.value:#x}, and is at {known[0].address:#x}"
+        if compared >= SAMPLE:
+            break
+    return f"{different} of {compared} symbols are elsewhere; {example}" if different else None
 
 
 def _is_loaded(module: Module, address: int) -> bool:
@@ -157,11 +218,19 @@ def _unpack_gzip(path: str) -> bytes:
 def _unpack_zstd(path: str) -> bytes:
     import zstandard
 
+    parts: list[bytes] = []
+    size = 0
+    unpacker = zstandard.ZstdDecompressor().decompressobj()
     try:
-        with open(path, "rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
-            return stream.read(MAX_MODULE_SIZE)
+        with open(path, "rb") as file:
+            while size < MAX_MODULE_SIZE and not unpacker.eof and (data := file.read(ZSTD_CHUNK)):
+                parts.append(unpacker.decompress(data))
+                size += len(parts[-1])
     except zstandard.ZstdError as error:
         raise FormatError(path, 0, "zstd stream", str(error)) from error
+    if not unpacker.eof:
+        raise FormatError(path, 0, "zstd stream", f"it ends too early, after {size} bytes of the module")
+    return b"".join(parts)
 
 
 _UNPACKERS: dict[str, Callable[[str], bytes]] = {"xz": _unpack_xz, "gz": _unpack_gzip, "zst": _unpack_zstd}
