@@ -22,6 +22,7 @@ from kvm_dbg.kernel.base import Kernel, UnwindRow
 
 IP_SIZE = 4  # bytes of one entry of the address table
 MAX_ROWS = 1 << 24  # of a whole kernel; real ones have under a million
+SAMPLE_ROWS = 2048  # enough to see which numbering of registers it is
 
 # What the numbers stand for; re-ordered in 7.1 (commit 1735858caa4b), which AX came just before (96f3b16a9de5).
 OLD_REGISTERS = ("", "previous", "rdx", "rdi", "rbp", "rsp", "r10", "r13", "[rbp]", "[rsp]", "rax")
@@ -31,144 +32,13 @@ OLD_KINDS = ("call", "regs", "partial", "undefined")
 NEW_KINDS = ("undefined", "end", "call", "regs", "partial")
 
 
-class OrcTables(NamedTuple):
-    """Where the tables are: `ips` and `rows` are addresses, `size` the number of rows, `layout` that of one.
+class Decoder:
+    """Reads `struct orc_entry` by its layout in this kernel; `registers` are names by number."""
 
-    registers: names by number. bases: the byte of each row that has the number of its base register, in its low bits.
-    """
-
-    ips: int
-    rows: int
-    size: int
-    layout: StructType
-    registers: tuple[str, ...]
-    bases: bytes
-
-
-def find_tables(kernel: Kernel) -> OrcTables | None:
-    """Return where the tables are, or None if the kernel was built without.
-
-    Raises:
-        TypeNotFound: the layout of struct orc_entry is not known.
-        CorruptError: their sizes do not fit.
-    """
-    symbols = kernel.symbols.find_many(
-        ("__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind")
-    )
-    if len(symbols) < 4:
-        return None
-    ips = symbols["__start_orc_unwind_ip"].address
-    rows = symbols["__start_orc_unwind"].address
-    layout = kernel.types.struct("struct orc_entry")
-    count = (symbols["__stop_orc_unwind_ip"].address - ips) // IP_SIZE
-    if not 0 < count <= MAX_ROWS or count > (symbols["__stop_orc_unwind"].address - rows) // layout.size:
-        raise CorruptError(ips, f"the ORC tables cannot have {count} rows of {layout.size} bytes")
-    base = layout.member("sp_reg")
-    if base.bit_size != REGISTER_BITS or base.bit_offset % 8:
-        raise CorruptError(rows, f"struct orc_entry has sp_reg at bit {base.bit_offset}, {base.bit_size} bits wide")
-    low_bits = bytes(byte & 15 for byte in range(256))
-    bases = kernel.read(rows, count * layout.size)[base.bit_offset // 8 :: layout.size].translate(low_bits)
-    new = bases.count(NEW_REGISTERS.index("rsp")) > bases.count(OLD_REGISTERS.index("rsp"))
-    return OrcTables(ips, rows, count, layout, NEW_REGISTERS if new else OLD_REGISTERS, bases)
-
-
-def for_each_unwind_row(kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
-    """Yield the rows of the kernel's text that is not `covered`, and of code that runs on a switched stack.
-
-    The entry code is assembly that debug information says nothing of. A few instructions of C functions run on
-    another stack than the one they were called on, where the compiler's rules are wrong.
-
-    Args:
-        kernel: whose memory has the tables.
-        covered: [start, end) runs of run-time addresses, ascending.
-
-    Raises:
-        TypeNotFound, MemberNotFound: the layout of struct orc_entry is not known.
-        ReadError: the tables are not in the image.
-        CorruptError: they contradict themselves.
-    """
-    tables = find_tables(kernel)
-    first, last = kernel.symbols.find("_text"), kernel.symbols.find("_etext")
-    if tables is None or first is None or last is None:
-        return
-    gaps = list(_for_each_gap(first.address, last.address, covered))
-    for start, end in gaps:
-        yield from for_each_row(kernel, tables, start, end)
-    starts = [start for start, _ in gaps]
-    for row in for_each_switched_row(kernel, tables):
-        index = bisect_right(starts, row.start) - 1
-        if index < 0 or row.start >= gaps[index][1]:
-            yield row
-
-
-def _for_each_gap(start: int, end: int, covered: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    for low, high in covered:
-        if high <= start:
-            continue
-        if low >= end:
-            break
-        if low > start:
-            yield start, low
-        start = high
-    if start < end:
-        yield start, end
-
-
-def for_each_row(kernel: Kernel, tables: OrcTables, start: int, end: int) -> Iterator[UnwindRow]:
-    """Yield the rows for [start, end), ascending, cut to that range. Raises as `for_each_unwind_row`."""
-    ips, rows, count, layout = tables.ips, tables.rows, tables.size, tables.layout
-    first = _find_row(kernel, ips, count, start)
-    last = min(_find_row(kernel, ips, count, end - 1) + 1, count)
-    number = last - first
-    starts = _read_starts(kernel, ips, first, min(number + 1, count - first))
-    data = kernel.read(rows + first * layout.size, number * layout.size)
-    decoder = _Decoder(tables)
-    for index in range(number):
-        low = max(starts[index], start)
-        high = min(starts[index + 1], end) if index + 1 < len(starts) else end
-        if low < high:
-            yield decoder.row(low, high, data[index * layout.size : (index + 1) * layout.size])
-
-
-def for_each_switched_row(kernel: Kernel, tables: OrcTables) -> Iterator[UnwindRow]:
-    """Yield the rows whose caller's stack pointer lies at the top of this stack. Raises as `for_each_unwind_row`."""
-    mark = tables.registers.index("[rsp]")
-    decoder = _Decoder(tables)
-    size = tables.layout.size
-    index = tables.bases.find(mark)
-    while index >= 0:
-        starts = _read_starts(kernel, tables.ips, index, min(2, tables.size - index))
-        if len(starts) == 2:
-            yield decoder.row(starts[0], starts[1], kernel.read(tables.rows + index * size, size))
-        index = tables.bases.find(mark, index + 1)
-
-
-def _read_starts(kernel: Kernel, ips: int, first: int, number: int) -> list[int]:
-    """Return the first addresses of `number` rows. Raises ReadError."""
-    place = ips + first * IP_SIZE
-    distances = struct.unpack(f"<{number}i", kernel.read(place, number * IP_SIZE))
-    return [place + index * IP_SIZE + distance for index, distance in enumerate(distances)]
-
-
-def _find_row(kernel: Kernel, ips: int, count: int, address: int) -> int:
-    """Return the index of the last row that starts at or below `address` (0 if all are above). Raises ReadError."""
-    low, high = 0, count
-    while high - low > 1:
-        middle = (low + high) // 2
-        place = ips + middle * IP_SIZE
-        if place + int.from_bytes(kernel.read(place, IP_SIZE), "little", signed=True) <= address:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-class _Decoder:
-    """Reads `struct orc_entry` by its layout in this kernel."""
-
-    def __init__(self, tables: OrcTables) -> None:
-        layout = tables.layout
-        self._registers = tables.registers
+    def __init__(self, layout: StructType, registers: tuple[str, ...]) -> None:
+        self.layout = layout
+        self.size = layout.size  # bytes
+        self.registers = registers
         names = ["sp_offset", "bp_offset", "sp_reg", "bp_reg", "type"]
         if "end" in layout:
             names.append("end")
@@ -191,7 +61,7 @@ class _Decoder:
 
     def _register(self, number: int, name: str) -> str:
         index = self._field(number, name)
-        return self._registers[index] if index < len(self._registers) else ""
+        return self.registers[index] if index < len(self.registers) else ""
 
     def row(self, start: int, end: int, data: bytes) -> UnwindRow:
         """Return the row that `data` holds."""
@@ -216,3 +86,157 @@ class _Decoder:
             self._register(number, "bp_reg"),
             self._offset(number, "bp_offset"),
         )
+
+
+class OrcTable(NamedTuple):
+    """Where a table is: `ips` and `rows` are addresses, `size` the number of rows, `decoder` what reads one."""
+
+    ips: int
+    rows: int
+    size: int
+    decoder: Decoder
+
+
+def find_table(kernel: Kernel) -> OrcTable | None:
+    """Return where the kernel's own table is, or None if the kernel was built without.
+
+    Raises:
+        TypeNotFound, MemberNotFound: the layout of struct orc_entry is not known.
+        ReadError: the table is not in the image.
+        CorruptError: its sizes do not fit.
+    """
+    symbols = kernel.symbols.find_many(
+        ("__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind")
+    )
+    if len(symbols) < 4:
+        return None
+    ips = symbols["__start_orc_unwind_ip"].address
+    rows = symbols["__start_orc_unwind"].address
+    layout = kernel.types.struct("struct orc_entry")
+    count = (symbols["__stop_orc_unwind_ip"].address - ips) // IP_SIZE
+    if not 0 < count <= MAX_ROWS or count > (symbols["__stop_orc_unwind"].address - rows) // layout.size:
+        raise CorruptError(ips, f"the ORC tables cannot have {count} rows of {layout.size} bytes")
+    base = layout.member("sp_reg")
+    if base.bit_size != REGISTER_BITS or base.bit_offset % 8:
+        raise CorruptError(rows, f"struct orc_entry has sp_reg at bit {base.bit_offset}, {base.bit_size} bits wide")
+    first = max(0, count // 2 - SAMPLE_ROWS // 2)
+    sample = _read_bases(kernel, rows, layout, first, min(SAMPLE_ROWS, count - first))
+    new = sample.count(NEW_REGISTERS.index("rsp")) > sample.count(OLD_REGISTERS.index("rsp"))
+    return OrcTable(ips, rows, count, Decoder(layout, NEW_REGISTERS if new else OLD_REGISTERS))
+
+
+def _read_bases(kernel: Kernel, rows: int, layout: StructType, first: int, number: int) -> bytes:
+    """Return the number of the base register of each of `number` rows, a byte each. Raises ReadError."""
+    low_bits = bytes(byte & 15 for byte in range(256))
+    offset = layout.member("sp_reg").bit_offset // 8
+    return kernel.read(rows + first * layout.size, number * layout.size)[offset :: layout.size].translate(low_bits)
+
+
+def for_each_unwind_row(kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
+    """Yield the rows of the kernel's text that is not `covered`, and of code that runs on a switched stack.
+
+    The entry code is assembly that debug information says nothing of. A few instructions of C functions run on
+    another stack than the one they were called on, where the compiler's rules are wrong.
+
+    Args:
+        kernel: whose memory has the tables.
+        covered: [start, end) runs of run-time addresses, ascending.
+
+    Raises:
+        TypeNotFound, MemberNotFound: the layout of struct orc_entry is not known.
+        ReadError: the tables are not in the image.
+        CorruptError: they contradict themselves.
+    """
+    table = find_table(kernel)
+    first, last = kernel.symbols.find("_text"), kernel.symbols.find("_etext")
+    if table is None or first is None or last is None:
+        return
+    gaps = list(_for_each_gap(first.address, last.address, covered))
+    for start, end in gaps:
+        yield from for_each_row(kernel, table, start, end)
+    starts = [start for start, _ in gaps]
+    for row in for_each_switched_row(kernel, table):
+        index = bisect_right(starts, row.start) - 1
+        if index < 0 or row.start >= gaps[index][1]:
+            yield row
+
+
+def _for_each_gap(start: int, end: int, covered: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for low, high in covered:
+        if high <= start:
+            continue
+        if low >= end:
+            break
+        if low > start:
+            yield start, low
+        start = high
+    if start < end:
+        yield start, end
+
+
+def for_each_row(kernel: Kernel, table: OrcTable, start: int, end: int) -> Iterator[UnwindRow]:
+    """Yield the rows for [start, end), ascending, cut to that range. Raises as `for_each_unwind_row`."""
+    size, decoder = table.decoder.size, table.decoder
+    first = _find_index(kernel, table, start)
+    last = min(_find_index(kernel, table, end - 1) + 1, table.size)
+    number = last - first
+    starts = _read_starts(kernel, table.ips, first, min(number + 1, table.size - first))
+    data = kernel.read(table.rows + first * size, number * size)
+    for index in range(number):
+        low = max(starts[index], start)
+        high = min(starts[index + 1], end) if index + 1 < len(starts) else end
+        if low < high:
+            yield decoder.row(low, high, data[index * size : (index + 1) * size])
+
+
+def for_each_switched_row(kernel: Kernel, table: OrcTable) -> Iterator[UnwindRow]:
+    """Yield the rows whose caller's stack pointer lies at the top of this stack. Raises as `for_each_unwind_row`."""
+    decoder = table.decoder
+    mark = decoder.registers.index("[rsp]")
+    bases = _read_bases(kernel, table.rows, decoder.layout, 0, table.size)
+    index = bases.find(mark)
+    while index >= 0:
+        starts = _read_starts(kernel, table.ips, index, min(2, table.size - index))
+        if len(starts) == 2:
+            yield decoder.row(starts[0], starts[1], kernel.read(table.rows + index * decoder.size, decoder.size))
+        index = bases.find(mark, index + 1)
+
+
+def find_row(kernel: Kernel, table: OrcTable, address: int) -> UnwindRow | None:
+    """Return the row for the code at `address`, None if the table starts above it.
+
+    Raises:
+        ReadError: the table is not in the image.
+        CorruptError: the table is not ascending where it was searched.
+    """
+    index = _find_index(kernel, table, address)
+    starts = _read_starts(kernel, table.ips, index, min(2, table.size - index))
+    if address < starts[0]:
+        if index:
+            raise CorruptError(table.ips + index * IP_SIZE, "the ORC table is not in ascending order")
+        return None
+    end = starts[1] if len(starts) == 2 else address + 1
+    if address >= end:
+        raise CorruptError(table.ips + index * IP_SIZE, "the ORC table is not in ascending order")
+    size = table.decoder.size
+    return table.decoder.row(starts[0], end, kernel.read(table.rows + index * size, size))
+
+
+def _read_starts(kernel: Kernel, ips: int, first: int, number: int) -> list[int]:
+    """Return the first addresses of `number` rows. Raises ReadError."""
+    place = ips + first * IP_SIZE
+    distances = struct.unpack(f"<{number}i", kernel.read(place, number * IP_SIZE))
+    return [place + index * IP_SIZE + distance for index, distance in enumerate(distances)]
+
+
+def _find_index(kernel: Kernel, table: OrcTable, address: int) -> int:
+    """Return the index of the last row that starts at or below `address` (0 if all are above). Raises ReadError."""
+    low, high = 0, table.size
+    while high - low > 1:
+        middle = (low + high) // 2
+        place = table.ips + middle * IP_SIZE
+        if place + int.from_bytes(kernel.read(place, IP_SIZE), "little", signed=True) <= address:
+            low = middle
+        else:
+            high = middle
+    return low
