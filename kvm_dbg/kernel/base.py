@@ -274,6 +274,30 @@ class UnwindRow(NamedTuple):
     frame_offset: int = 0
 
 
+class Frame(NamedTuple):
+    """One frame of a task's kernel stack.
+
+    pc: the address of the next instruction (`exact`), or a return address: the call is the instruction before it.
+    sp: the stack pointer there. stack: the name of the stack that sp is on, as the kernel prints it ("TASK", "IRQ",
+    "NMI", "#DF", ...); "USER" where user space was left, which is the last frame; "?" if unknown. how: "registers"
+    (of the CPU, or saved when the task was switched away), "orc" (the kernel's unwind tables), "frame-pointer",
+    "exception" (saved when it was interrupted), "scan" (a guess). name, offset, module: the function, and bytes from
+    its start. registers: where it was interrupted, those that were saved. why: if the next frame is a guess or
+    missing, the reason; "" otherwise, and where the stack ends as it should.
+    """
+
+    pc: int
+    sp: int
+    stack: str
+    how: str
+    name: str | None = None
+    offset: int = 0
+    module: str | None = None
+    exact: bool = False
+    registers: Mapping[str, int] | None = None
+    why: str = ""
+
+
 class OperatingSystem(Protocol):
     """What one operating system's room offers to the floors above; `kernel/linux/__init__.py` is the first.
 
@@ -340,4 +364,10 @@ class OperatingSystem(Protocol):
         on is never covered rightly.
 
         Raises KvmDbgError if the image lacks them.
+        """
+
+    def unwind(self, kernel: Kernel, thread: Thread) -> Iterator[Frame]:
+        """Yield the frames of a task's kernel stack, the innermost first; none if nobody knows its registers.
+
+        What cannot be unwound is no error: the last frame says why.
         """

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kvm_dbg.image.base import Note
     from kvm_dbg.kernel.base import (
         AddressSpaceReader,
+        Frame,
         Kernel,
         LoadAverage,
         LogRecord,
@@ -120,6 +121,11 @@ class _Linux:
         from kvm_dbg.kernel.linux.orc import for_each_unwind_row
 
         return for_each_unwind_row(kernel, covered)
+
+    def unwind(self, kernel: Kernel, thread: Thread) -> Iterator[Frame]:
+        from kvm_dbg.kernel.linux.unwind import unwind
+
+        return unwind(kernel, thread)
 
 
 LINUX: OperatingSystem = _Linux()

@@ -6,19 +6,23 @@ in memory (sorted at boot, at build time since 5.6, commit 57fa18994285); `__sta
 orc_entry` beside it. The types of rows were 0 call, 1 regs, 2 partial regs in two bits with a separate bit `end`
 (commit d31a580266ee, 4.17) until the field grew to three bits: 0 undefined, 1 end of stack, 2 call, 3 regs, 4
 partial regs (commit fb799447ae29, 6.4). Which numbering of registers a kernel has is seen by which of the two numbers
-of the stack pointer is the frequent one: nearly every row has it for its base.
+of the stack pointer is the frequent one: nearly every row has it for its base. A module's tables are in its
+`arch.orc_unwind_ip`, `orc_unwind`, `num_orcs` (arch/x86/include/asm/module.h), sorted when it is loaded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kvm_dbg.debuginfo.base import StructType
-from kvm_dbg.errors import CorruptError
+from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Kernel, UnwindRow
+from kvm_dbg.kernel.linux.layout import Layout, Names, remembered
+from kvm_dbg.kernel.linux.module import ModuleReader, for_each_module_record
 
 IP_SIZE = 4  # bytes of one entry of the address table
 MAX_ROWS = 1 << 24  # of a whole kernel; real ones have under a million
@@ -28,6 +32,8 @@ SAMPLE_ROWS = 2048  # enough to see which numbering of registers it is
 OLD_REGISTERS = ("", "previous", "rdx", "rdi", "rbp", "rsp", "r10", "r13", "[rbp]", "[rsp]", "rax")
 NEW_REGISTERS = ("", "rax", "rdx", "rsp", "rbp", "rdi", "r10", "r13", "previous", "[rsp]", "[rbp]")
 REGISTER_BITS = 4
+TEXT = (("_stext", "_etext"), ("_sinittext", "_einittext"))
+MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
 OLD_KINDS = ("call", "regs", "partial", "undefined")
 NEW_KINDS = ("undefined", "end", "call", "regs", "partial")
 
@@ -240,3 +246,96 @@ def _find_index(kernel: Kernel, table: OrcTable, address: int) -> int:
         else:
             high = middle
     return low
+
+
+class RowFinder:
+    """Finds the row for an address in the kernel's own table or in a module's.
+
+    Attributes:
+        why: why there are no rows at all, "" if there are.
+        text: [start, end) of all memory that holds code, the kernel's and that of modules.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._table: OrcTable | None = None
+        self._modules: list[tuple[int, int, int]] = []  # start, end, struct module
+        self._tables: dict[int, OrcTable | None] = {}
+        self._rows: dict[int, UnwindRow | None] = {}
+        self.why = ""
+        try:
+            self._table = find_table(kernel)
+            if self._table is None:
+                self.why = "the kernel has no ORC tables"
+        except MISSING as error:
+            self.why = f"the ORC tables cannot be used: {error}"
+        self.text = _read_text(kernel)
+        with contextlib.suppress(*MISSING):  # a kernel without modules, or nothing known of them: no rows for these
+            self._modules = read_module_ranges(kernel)
+        self._own = tuple(self.text)
+        self.text += [(start, end) for start, end, _ in self._modules]
+
+    def is_text(self, address: int) -> bool:
+        """Return whether `address` may be code."""
+        return any(start <= address < end for start, end in self.text)
+
+    def find(self, address: int) -> UnwindRow | None:
+        """Return the row for the code at `address`, None if there is none. Raises ReadError, CorruptError."""
+        if address not in self._rows:
+            self._rows[address] = self._find(address)
+        return self._rows[address]
+
+    def _find(self, address: int) -> UnwindRow | None:
+        if self._table is None:
+            return None
+        if any(start <= address < end for start, end in self._own):
+            return find_row(self._kernel, self._table, address)
+        for start, end, module in self._modules:
+            if start <= address < end:
+                if module not in self._tables:
+                    self._tables[module] = find_module_table(self._kernel, module, self._table.decoder)
+                table = self._tables[module]
+                return None if table is None else find_row(self._kernel, table, address)
+        return None
+
+
+def _read_text(kernel: Kernel) -> list[tuple[int, int]]:
+    """Return [start, end) of the kernel's own code."""
+    found = []
+    for first, last in TEXT:
+        start, end = kernel.symbols.find(first), kernel.symbols.find(last)
+        if start is not None and end is not None:
+            found.append((start.address, end.address))
+    return found
+
+
+def read_module_ranges(kernel: Kernel) -> list[tuple[int, int, int]]:
+    """Return (start, end, struct module) of each area of each module; a broken list gives those before the break."""
+    reader = ModuleReader(kernel)
+    found: list[tuple[int, int, int]] = []
+    with contextlib.suppress(ReadError, CorruptError):
+        for module in for_each_module_record(kernel):
+            found += [(base, base + size, module.address) for base, size in reader.ranges(module)]
+    return found
+
+
+def find_module_table(kernel: Kernel, module: int, decoder: Decoder) -> OrcTable | None:
+    """Return the table of the struct module at `module`, None if it has none. Raises ReadError, CorruptError."""
+    try:
+        arch = remembered(kernel, _make_module).read(kernel, module)
+    except (TypeNotFound, MemberNotFound):
+        return None
+    if not arch["size"] or not arch["ips"] or not arch["rows"]:
+        return None
+    if arch["size"] > MAX_ROWS:
+        raise CorruptError(module, f"a module has {arch['size']} ORC rows")
+    return OrcTable(arch["ips"], arch["rows"], arch["size"], decoder)
+
+
+def _make_module(kernel: Kernel) -> Layout:
+    members: dict[str, Names] = {
+        "size": "arch.num_orcs",
+        "ips": "arch.orc_unwind_ip",
+        "rows": "arch.orc_unwind",
+    }
+    return Layout(kernel.types, "struct module", members, kernel.arch.byteorder)

@@ -2,7 +2,8 @@
 
 Sources: include/linux/module.h (struct mod_kallsyms: the table that stays after a module's start; `typetab` since
 v5.2), kernel/kallsyms.c (mapping symbols "$d", "$x" of the ARM and RISC-V ABIs name no code), and arch/arm64/kvm: the
-hypervisor's copies of symbols are called "__kvm_nvhe_...".
+hypervisor's copies of symbols are called "__kvm_nvhe_..."; scripts/kallsyms.c (of names for one address the first is
+shown).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ TABLE: dict[str, Names] = {
 ELF_SYM_SIZE = {4: 16, 8: 24}  # sizeof(Elf32_Sym), sizeof(Elf64_Sym), by the size of a pointer
 FAR = 1 << 20  # bytes: a symbol without a size names nothing further away
 PIECE = 1 << 16
+ALIASES = ("__do", "__ia32", "__se", "__x64")  # one function where a system call has no arguments; SYSCALL_DEFINE0
 MAX_STRINGS = 1 << 26
 
 
@@ -49,6 +51,17 @@ def find_symbol(kernel: Kernel, address: int) -> Symbol | None:
     table = kernel.symbols if own else remembered(kernel, read_all_symbols)
     symbol = table.find_at(address)
     return symbol if symbol is not None and not is_marker(symbol.name) else None
+
+
+def shown_symbol(kernel: Kernel, symbol: Symbol) -> Symbol:
+    """Return the one of a system call's several names that the kernel shows, the first in alphabetical order."""
+    prefix, sys, name = symbol.name.partition("_sys_")
+    if sys and prefix in ALIASES:
+        for other in ALIASES:
+            alias = kernel.symbols.find(f"{other}_sys_{name}")
+            if alias is not None and alias.address == symbol.address:
+                return alias
+    return symbol
 
 
 def is_marker(name: str) -> bool:

@@ -13,10 +13,11 @@ from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFou
 from kvm_dbg.kernel.base import CpuState, Thread
 from kvm_dbg.kernel.linux.cpu import read_idle_tasks
 from kvm_dbg.kernel.linux.kthread import read_name
-from kvm_dbg.kernel.linux.layout import Layout, Record, remembered
+from kvm_dbg.kernel.linux.layout import Record, remembered
 from kvm_dbg.kernel.linux.panic import read_panic_cpu
 from kvm_dbg.kernel.linux.process import signal_layout
 from kvm_dbg.kernel.linux.register import SwitchFrame, read_cpu_states, read_noted_states
+from kvm_dbg.kernel.linux.stack import make_saved
 from kvm_dbg.kernel.linux.task import read_leaders, read_threads, task_layout
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class ThreadReader:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._task = task_layout(kernel)
-        self._stack = remembered(kernel, _make_stack)
+        self._stack = remembered(kernel, make_saved)
         self._frame = SwitchFrame(kernel)
         self.seen: set[int] = set()
         try:
@@ -124,7 +125,3 @@ class ThreadReader:
         except (ReadError, MemberNotFound) as error:
             return {}, f"its saved registers cannot be read: {error}"
         return registers, "inactive_task_frame at thread.sp"
-
-
-def _make_stack(kernel: Kernel) -> Layout:
-    return Layout(kernel.types, "struct task_struct", {"stack": "stack", "sp": "thread.sp"}, kernel.arch.byteorder)
