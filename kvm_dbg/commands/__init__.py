@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvm_dbg.commands.args import Args, Env
 from kvm_dbg.commands.base import Command
+from kvm_dbg.commands.bt import Bt
 from kvm_dbg.commands.files import Files
 from kvm_dbg.commands.gcore import Gcore
 from kvm_dbg.commands.help import Help
@@ -31,6 +32,7 @@ COMMANDS: tuple[Command, ...] = (
     Sys(),
     Procs(),
     Lwps(),
+    Bt(),
     Args(),
     Env(),
     Files(),

@@ -50,7 +50,7 @@ def words_for(name: str, image: str) -> list[str]:
 
 def test_the_list_is_the_promised_one() -> None:
     promised = (
-        "open close status geterr identify nlist read write vtop procs lwps args env files vm gcore"
+        "open close status geterr identify nlist read write vtop procs lwps bt args env files vm gcore"
         " loadavg log sys mods help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())

@@ -20,6 +20,7 @@ from kvm_dbg.errors import CommandError, CorruptError, KernelNotFoundError, NotI
 from kvm_dbg.image.base import MemoryImage, Note
 from kvm_dbg.kernel import Identity
 from kvm_dbg.kernel.base import (
+    Frame,
     Kernel,
     LoadAverage,
     LogRecord,
@@ -29,6 +30,7 @@ from kvm_dbg.kernel.base import (
     OpenFile,
     Process,
     SystemSummary,
+    Thread,
 )
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import Symbol, SymbolTable
@@ -205,6 +207,31 @@ SUMMARY = SystemSummary(
 )
 
 
+THREADS = (
+    Thread(41, 41, "job", JOB.address, 0, True, {"rip": TEXT + 0x40}, "registers of CPU 0"),
+    Thread(0, 0, "idle", TEXT + 0x900, 1, True, {"rip": TEXT + 0x80}, "registers of CPU 1"),
+    Thread(1, 1, "init", INIT.address, 0, False, {"rip": TEXT + 0x60}, "its stack"),
+    Thread(2, 2, "kthreadd", KTHREAD.address, 0, False, {"rip": TEXT + 0x60}, "its stack"),
+    Thread(40, 40, SHELL.command, SHELL.address, 1, False, {"rip": TEXT + 0x60}, "its stack"),
+    Thread(43, 40, "helper", SHELL.address + 8, 1, False, {}, f"its registers are lost{ESCAPE}"),
+)
+SLEEP = Frame(TEXT + 0x60, DATA + 0x100, "TASK", "registers", "schedule", 0x20)
+ENTERED = {"rip": USER, "rsp": USER + 0x100, "cs": 0x33}
+STACKS: dict[int, tuple[Frame, ...]] = {
+    41: (
+        Frame(TEXT + 0x40, DATA + 0x300, "IRQ", "registers", "handle", 0x10, "ext", True),
+        Frame(TEXT + 0x50, DATA + 0x380, "TASK", "exception", "work", 0x4, None, True, {"rip": TEXT + 0x50, "cs": 16}),
+        Frame(TEXT + 0x58, DATA + 0x390, "TASK", "orc", "call", 8, None, False, None, f"no row{ESCAPE}"),
+        Frame(TEXT + 0x70, DATA + 0x3A0, "TASK", "scan", "perhaps", 0x30),
+    ),
+    0: (Frame(TEXT + 0x80, DATA + 0x500, "TASK", "registers", "idle_loop", 0, None, True),),
+    1: (SLEEP, Frame(USER, USER + 0x100, "USER", "exception", None, 0, None, True, ENTERED)),
+    2: (SLEEP, Frame(TEXT + 0x90, DATA + 0x700, "TASK", "orc", f"odd{ESCAPE}", 1)),
+    40: (SLEEP, Frame(USER + 8, USER + 0x200, "USER", "exception", None, 0, None, True, ENTERED)),
+}
+"""By thread id. Stacks of 1 and 40 differ only in user space."""
+
+
 class LittleKernel(Kernel):
     """The kernel in every image."""
 
@@ -245,6 +272,7 @@ class LittleSystem:
     def __init__(self) -> None:
         self.broken: set[str] = set()
         self.processes: tuple[Process, ...] = PROCESSES
+        self.threads: tuple[Thread, ...] = THREADS
 
     def _end(self, what: str) -> None:
         if what in self.broken:
@@ -296,8 +324,11 @@ class LittleSystem:
     def read_summary(self, kernel: Kernel) -> SystemSummary:
         return SUMMARY
 
-    def for_each_thread(self, kernel: Kernel) -> Iterator[Any]:
-        yield from ()
+    def for_each_thread(self, kernel: Kernel) -> Iterator[Thread]:
+        yield from self.threads
+
+    def unwind(self, kernel: Kernel, thread: Thread) -> Iterator[Frame]:
+        yield from STACKS.get(thread.lid, ())
 
     def address_space(self, kernel: LittleKernel, address: int) -> ImageSpace:
         if address != INIT.address:

@@ -39,6 +39,10 @@ USER_PRIVILEGE = 3  # in the low bits of cs
 KERNEL_HALF = 1 << 63
 MODULES_START = 0xFFFF_FFFF_A000_0000  # MODULES_VADDR without KASLR; higher with it
 STARTS = ("ret_from_fork_asm", "ret_from_fork")  # where a new task starts; the older name is a C function by now
+CALL_SIZE = 7  # bytes of the longest call instruction
+CALL_RELATIVE = 0xE8  # Intel SDM volume 2, CALL: E8 and four bytes; FF /2 with two to seven bytes in all
+CALL_INDIRECT, CALL_INDIRECT_FIELD = 0xFF, 2
+CALL_INDIRECT_SIZES = (2, 3, 4, 6, 7)
 NULL_CALL = UnwindRow(0, 1, "call", "rsp", WORD)
 
 
@@ -83,26 +87,35 @@ class Unwinder:
         first, last = kernel.symbols.find("_text"), kernel.symbols.find("_end")
         self._own = (first.address, last.address) if first is not None and last is not None else (0, 0)
         self._names: dict[int, tuple[str | None, int, str | None]] = {}
-        self._calls: dict[int, bool] = {}
+        self._calls: dict[int, int | None] = {}
 
     def is_code(self, address: int) -> bool:
         """Return whether `address` may be code: the kernel's, a module's, or made at run time (BPF, ftrace)."""
         low, high = self._own
         return self.rows.is_text(address) or (address >= MODULES_START and not low <= address < high)
 
-    def follows_call(self, address: int) -> bool:
-        """Return whether the code before `address` is a call instruction, or cannot be read."""
-        known = self._calls.get(address)
-        if known is None:
-            try:
-                code = self.kernel.read(address - 7, 7)
-                known = code[2] == 0xE8 or any(
-                    code[7 - size] == 0xFF and code[8 - size] & 0x38 == 0x10 for size in (2, 3, 6, 7)
-                )
-            except ReadError:
-                known = True
-            self._calls[address] = known
-        return known
+    def called(self, address: int) -> int | None:
+        """Return what the call instruction before `address` calls: 0 if the code does not tell, None if it is none."""
+        if address not in self._calls:
+            self._calls[address] = self._read_call(address)
+        return self._calls[address]
+
+    def _read_call(self, address: int) -> int | None:
+        try:
+            code = self.kernel.read(address - CALL_SIZE, CALL_SIZE)
+        except ReadError:
+            return 0
+        if code[2] == CALL_RELATIVE:
+            return address + int.from_bytes(code[3:], "little", signed=True)
+        for size in CALL_INDIRECT_SIZES:
+            if code[-size] == CALL_INDIRECT and code[1 - size] >> 3 & 7 == CALL_INDIRECT_FIELD:
+                return 0
+        return None
+
+    def function_at(self, pc: int, *, exact: bool) -> int:
+        """Return the address of the function that `pc` is in, 0 if unknown."""
+        symbol = find_symbol(self.kernel, pc if exact else pc - 1)
+        return 0 if symbol is None else symbol.address
 
     def walk_thread(self, thread: Thread) -> Iterator[Step]:
         """Yield the steps of a task's stack."""
@@ -129,7 +142,7 @@ class Unwinder:
         """Return a step as others see it, with the name of its function."""
         state = step.state
         name, offset, module = (None, 0, None) if step.stack == USER else self.name(state.pc, exact=state.exact)
-        registers = state.registers if state.how == EXCEPTION else None
+        registers = None if state.how == REGISTERS else state.registers
         return Frame(state.pc, state.sp, step.stack, state.how, name, offset, module, state.exact, registers, step.why)
 
     def name(self, pc: int, *, exact: bool) -> tuple[str | None, int, str | None]:
@@ -180,7 +193,7 @@ class Walk:
             yield Step(state, stack.name, why)
             if caller is None:
                 return
-            if guessed and not _is_user(caller):
+            if guessed:
                 caller = caller._replace(how=SCAN)
             state = caller
         yield Step(state, "?", f"more than {FRAME_LIMIT} frames")
@@ -281,17 +294,27 @@ class Walk:
         return State(self._word(bp + WORD), bp + 2 * WORD, self._word(bp), None, False, FRAME_POINTER)
 
     def _scan(self, stack: Stack, state: State) -> State | None:
-        """Return a guess: the next word on the stack that may be a return address."""
+        """Return a guess: the next word on the stack that lies behind a call of this function, else behind any call."""
         unwinder = self._unwinder
+        place = -(-state.sp // WORD) * WORD
         try:
-            words = stack.words(-(-state.sp // WORD) * WORD)
+            words = stack.words(place)
         except (ReadError, CorruptError):
             return None
-        place = -(-state.sp // WORD) * WORD
+        function = unwinder.function_at(state.pc, exact=state.exact)
+        best: State | None = None
         for index, word in enumerate(words):
-            if word >= KERNEL_HALF and unwinder.rows.is_text(word) and unwinder.follows_call(word):
-                return State(word, place + (index + 1) * WORD, None, None, False, SCAN)
-        return None
+            if word < KERNEL_HALF or not unwinder.rows.is_text(word):
+                continue
+            target = unwinder.called(word)
+            if target is None or (best is not None and target != function):
+                continue
+            sp = place + (index + 1) * WORD
+            bp = state.bp if state.bp is not None and sp <= state.bp < stack.end else None
+            best = State(word, sp, bp, None, False, SCAN)
+            if function and target == function:
+                break
+        return best
 
 
 def _is_user(state: State) -> bool:
