@@ -18,7 +18,7 @@ SECONDS = 5.0  # of CPU time, for any one attempt
 GROWTH = 160 << 20  # bytes of data of the whole process, over all attempts of a test; mapped files do not count
 
 COMMANDS = (
-    *("sys", "procs", "lwps", "args", "env", "files", "loadavg", "log", "mods"),
+    *("sys", "procs", "lwps", "bt --all", "args", "env", "files", "loadavg", "log", "mods"),
     *("nlist init_task take_back", "vtop init_task", "read init_task 64"),
 )
 THREADS = "(threads)"  # no command: what a debugger asks for when it connects
