@@ -35,15 +35,29 @@ def reply_to_lldb(session: DebuggerSession, name: bytes, packet: bytes) -> bytes
         )
         return b"pid:1;" + pairs if name == b"qProcessInfo" else pairs
     if name.startswith(b"qThreadStopInfo"):
-        return _stop_information(session, session.thread_of(name[len(b"qThreadStopInfo") :]))
+        return session.stop_reply(session.thread_of(name[len(b"qThreadStopInfo") :]))
     if name == b"qMemoryRegionInfo":
         return _region(int(packet.partition(b":")[2], 16))
     return b""
 
 
-def _stop_information(session: DebuggerSession, tid: int) -> bytes:
-    name = session.target.threads[tid].name.encode("utf-8", "replace")
-    return session.stop_reply(tid) + b"hexname:%b;" % hexlify(name)
+def stop_reply(session: DebuggerSession, tid: int, core: bytes) -> bytes:
+    """Return why a thread is stopped, its name, and the registers that lldb wants of every thread.
+
+    Only the first thread has a reason: lldb shows every thread that has one whenever it shows a stop.
+    """
+    target = session.target
+    thread = target.threads[tid]
+    signal = 5 if tid == next(iter(target.threads)) else 0
+    expedited = b"".join(
+        [
+            b"%02x:%b;" % (number, target.description.encode(register, thread.registers))
+            for number, register in enumerate(target.description.registers)
+            if register.generic in ("pc", "sp", "fp") and register.name in thread.registers
+        ]
+    )
+    name = hexlify(thread.name.encode("utf-8", "replace"))
+    return b"T%02xthread:%x;%bhexname:%b;%b" % (signal, tid, core, name, expedited)
 
 
 def _region(address: int) -> bytes:

@@ -26,6 +26,7 @@ Reply = bytes | Iterator[bytes] | None
 RunLine = Callable[[str], Iterator[str]]
 
 NOT_RUNNING = "this kernel is not running (it is a dump): it cannot be continued or stepped"
+NO_USER_MEMORY = "lldb does not say which thread it wants the memory of; `kvm read --pid PID` reads a process's"
 NO_REGISTER_WRITES = "registers of a dump cannot be changed"
 MAX_READ = PACKET_SIZE  # bytes that one packet may ask for; debuggers ask again for the rest
 OUTPUT_PIECE = PACKET_SIZE // 4  # characters of command output that one O packet carries
@@ -126,6 +127,10 @@ class DebuggerSession:
         """Return why a thread is stopped: SIGTRAP, always."""
         cpu = self.target.threads[tid].cpu
         core = b"" if cpu is None else b"core:%x;" % cpu
+        if self.client == "lldb":
+            from kvm_dbg.rsp.lldb import stop_reply
+
+            return stop_reply(self, tid, core)
         return b"T05thread:%x;%b" % (tid, core)
 
     # Objects
@@ -209,6 +214,8 @@ class DebuggerSession:
         return body, self.thread_of(suffix.rstrip(b";")) if suffix else self._thread
 
     def _read_registers(self, packet: bytes) -> bytes:
+        if self.client == "lldb":
+            return b""  # it takes the x of unknown registers for numbers, and asks for one after the other instead
         _, tid = self._suffixed(packet)
         return self.target.description.encode_all(self.target.threads[tid].registers)
 
@@ -218,21 +225,39 @@ class DebuggerSession:
         registers = self.target.description.registers
         if not 0 <= number < len(registers):
             return b"E01"
-        return self.target.description.encode(registers[number], self.target.threads[tid].registers)
+        values = self.target.threads[tid].registers
+        if self.client == "lldb" and registers[number].name not in values:
+            return b"E01"
+        return self.target.description.encode(registers[number], values)
 
     def _write_register(self, _packet: bytes) -> bytes:
         return self.error(NO_REGISTER_WRITES)
 
     # Memory
 
+    def _memory_span(self, text: bytes) -> tuple[int, int]:
+        """Return (address, length) of `addr,length`.
+
+        lldb's packets carry no thread, and it selects none before them: a user address would be answered with the
+        bytes of whichever task was looked at last.
+
+        Raises:
+            ProtocolError: it is something else.
+            ReadError: lldb asks for a user address.
+        """
+        vaddr, size = _span(text)
+        if self.client == "lldb" and size and self.target.kernel.arch.is_user(vaddr):
+            raise ReadError(vaddr, NO_USER_MEMORY)
+        return vaddr, size
+
     def _read_memory(self, packet: bytes) -> bytes:
-        vaddr, size = _span(packet[1:])
+        vaddr, size = self._memory_span(packet[1:])
         if not size:
             return b"E01"
         return hexlify(self.target.read(self._thread, vaddr, min(size, MAX_READ // 2)))
 
     def _read_memory_binary(self, packet: bytes) -> bytes:
-        vaddr, size = _span(packet[1:])
+        vaddr, size = self._memory_span(packet[1:])
         if self.client == "lldb":
             return escape(self.target.read(self._thread, vaddr, min(size, MAX_READ))) if size else b"OK"
         return b"b" + (escape(self.target.read(self._thread, vaddr, min(size, MAX_READ))) if size else b"")
@@ -246,7 +271,7 @@ class DebuggerSession:
         return self._write(head, unescape(data))
 
     def _write(self, head: bytes, data: bytes) -> bytes:
-        vaddr, size = _span(head)
+        vaddr, size = self._memory_span(head)
         if size != len(data):
             raise ProtocolError(f"a memory write announces {size} bytes and carries {len(data)}")
         if data:

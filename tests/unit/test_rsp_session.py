@@ -356,3 +356,34 @@ def test_lldb_finds_room_between_the_regions() -> None:
     stub = make(LLDB_14)
     assert stub.ask(b"qMemoryRegionInfo:1000") == b"start:0;size:7f0000000000;"
     assert b"permissions:rx;" in stub.ask(b"qMemoryRegionInfo:%x" % TEXT)
+
+
+def test_lldb_learns_each_threads_name_and_only_the_first_ones_reason() -> None:
+    stub = make(LLDB_14)
+    first, second = list(stub.target.threads)[:2]
+    for tid, signal in ((first, b"T05"), (second, b"T00")):
+        head, *fields = stub.ask(b"qThreadStopInfo%x" % tid).strip(b";").split(b";")
+        values = dict(field.split(b":") for field in fields)
+        assert head == signal + b"thread:%x" % tid
+        assert bytes.fromhex(values[b"hexname"].decode()).decode() == stub.target.threads[tid].name
+        assert values[b"10"] == stub.ask(b"p10;thread:%x;" % tid)
+    assert stub.ask(b"?") == stub.ask(b"qThreadStopInfo%x" % first)
+
+
+def test_lldb_is_told_that_a_register_is_unknown() -> None:
+    """It takes the letters x, which say so to gdb, for a number."""
+    names = [register.name for register in make().target.description.registers]
+    unknown = b"p%x" % names.index("st0")
+    assert make().ask(unknown) == b"x" * 20
+    stub = make(LLDB_14)
+    assert stub.ask(unknown) == b"E01"
+    assert stub.ask(b"g") == b""
+
+
+@pytest.mark.parametrize("packet", [b"m%x,8", b"x%x,8", b"M%x,1:00", b"X%x,1:\x00"])
+def test_user_memory_is_no_business_of_lldb(packet: bytes) -> None:
+    """Its packets name no thread: the bytes would be those of whichever task was looked at last."""
+    stub = make(LLDB_14)
+    stub.ask(b"Hg29")
+    assert stub.ask(packet % USER) == b"E14"
+    assert stub.ask(packet % TEXT) != b"E14"
