@@ -10,6 +10,7 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
     {"process": PID}            {"address": "0x..."} or {"error": TEXT}
     {"modules": DIRECTORY}      {"modules": [{"name", "file", "sections": {NAME: "0x..."}, "problem"}, ...]}
     {"unwind": true}            {"file": PATH or null}: unwind rules to load without an offset, for entry code
+    {"joined": true}            {"file": PATH}: vmlinux, or a copy without functions in several pieces, for old lldb
     {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
 
 Every request but the interrupt has an answer, in order. When standard input ends, so does the server.
@@ -120,6 +121,7 @@ def facts_of(session: Session, debugger: DebuggerSession) -> dict[str, object]:
         "pid": os.getpid(),
         "release": getattr(kernel, "release", None),
         "arch": kernel.arch.name,
+        "triple": debugger.target.description.triple,
         "slide": hex(getattr(kernel, "slide", None) or 0),
         "vmlinux": str(vmlinux) if vmlinux is not None else None,
         "zero_based": _zero_based_sections(str(vmlinux)) if vmlinux is not None else [],
@@ -193,6 +195,11 @@ def _messages(
             yield {"modules": plan_modules(session, directory)}
         case {"unwind": True}:
             yield {"file": unwind.make(session)}
+        case {"joined": True}:
+            from kvm_dbg.rsp.joined_file import make_joined_file
+
+            path = str(getattr(session.kernel, "vmlinux_path", None))
+            yield {"file": make_joined_file(path, session.index_directory)}
         case {"offsets": False}:
             debugger.text_address = None
             yield {"done": True}
