@@ -2,6 +2,7 @@
 
     kvm-dbg COMMAND [VMLINUX] IMAGE... [ARGUMENT...] [OPTION...]
     kvm-dbg gdb [VMLINUX] IMAGE... [-- GDB-ARGUMENT...]
+    kvm-dbg lldb [VMLINUX] IMAGE... [-- LLDB-ARGUMENT...]
 
 The environment is read here and nowhere below: XDG_CACHE_HOME and XDG_CONFIG_HOME for the index and the
 configuration, PAGER for long output. Exit status: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
@@ -30,6 +31,7 @@ OWN_FILES = ("open", "identify", "help")  # commands that take files as argument
 FILES = "[VMLINUX] IMAGE..."
 USAGE = f"""usage: {PROGRAM} COMMAND {FILES} [ARGUMENT...] [OPTION...]
        {PROGRAM} gdb {FILES} [OPTION...] [-- GDB-ARGUMENT...]
+       {PROGRAM} lldb {FILES} [OPTION...] [-- LLDB-ARGUMENT...]
        {PROGRAM} serve {FILES} [OPTION...]
        {PROGRAM} COMMAND --help
 
@@ -163,7 +165,7 @@ def _main(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"{PROGRAM} {__version__}")
         return 0
-    if words[0] in ("gdb", "serve"):
+    if words[0] in ("gdb", "lldb", "serve"):
         from kvm_dbg.commands.session import Session
         from kvm_dbg.launch import main as launch
 

@@ -1,7 +1,7 @@
-"""`kvm-dbg gdb` and `kvm-dbg serve`: from the command line into a debugger, or into the server for one.
+"""`kvm-dbg gdb`, `lldb` and `serve`: from the command line into a debugger, or into the server for one.
 
-`gdb` replaces this process by the debugger, with the adapter sourced and the image opened, so that a signal, an exit
-status and the terminal are the debugger's own.
+`gdb` and `lldb` replace this process by the debugger, with the adapter loaded and the image opened, so that a signal,
+an exit status and the terminal are the debugger's own.
 """
 
 from __future__ import annotations
@@ -23,61 +23,71 @@ from kvm_dbg.rsp.program import make_parser, run_program
 INTERPRETER = "KVM_DBG_PYTHON"  # tells the adapter which interpreter has this package
 
 
+DEBUGGERS = ("gdb", "lldb")
+
+
 def main(what: str, words: Sequence[str], session: Session) -> int:
-    """Run `kvm-dbg gdb` or `kvm-dbg serve`, which `what` names, and return the exit status if gdb does not take over.
+    """Run what `what` names, and return the exit status if no debugger takes over.
 
     Raises:
         UsageError: wrong use.
-        CommandError: no such gdb.
+        CommandError: no such debugger.
         FileAccessError: the adapter is not installed.
     """
-    parser = make_gdb_parser() if what == "gdb" else make_parser()
+    parser = make_debugger_parser(what) if what in DEBUGGERS else make_parser()
     if any(word in HELP_WORDS for word in split_words(words)[0]):
         sys.stdout.write(parser.format_help())
         return 0
-    if what == "gdb":
-        launch_gdb(parser, words)
+    if what in DEBUGGERS:
+        launch(what, parser, words)
     return run_program(words, session)
 
 
-def make_gdb_parser() -> Parser:
-    """Return the parser of `kvm-dbg gdb`."""
+def make_debugger_parser(debugger: str) -> Parser:
+    """Return the parser of `kvm-dbg gdb` or `kvm-dbg lldb`."""
+    batch = {"gdb": "-batch -ex bt", "lldb": "-b -o bt"}[debugger]
     parser = Parser(
-        "kvm-dbg gdb",
-        description="Open a kernel memory image in gdb. Words after -- are gdb's own.",
-        epilog="examples:\n  kvm-dbg gdb vmlinux vmcore\n  kvm-dbg gdb vmcore -- -batch -ex bt",
+        f"kvm-dbg {debugger}",
+        description=f"Open a kernel memory image in {debugger}. Words after -- are {debugger}'s own.",
+        epilog=f"examples:\n  kvm-dbg {debugger} vmlinux vmcore\n  kvm-dbg {debugger} vmcore -- {batch}",
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
-    parser.add_argument("--gdb", metavar="PROGRAM", default="gdb", help="the gdb to start (default: gdb)")
-    parser.add_argument("--no-symbols", action="store_true", help="do not load the kernel file's symbols into gdb")
+    parser.add_argument(
+        f"--{debugger}",
+        metavar="PROGRAM",
+        dest="program",
+        default=debugger,
+        help=f"the {debugger} to start (default: {debugger})",
+    )
+    parser.add_argument(
+        "--no-symbols", action="store_true", help=f"do not load the kernel file's symbols into {debugger}"
+    )
     add_open_arguments(parser)
     return parser
 
 
-def launch_gdb(parser: Parser, words: Sequence[str]) -> NoReturn:
-    """Replace this process by gdb, working on the image that the words name.
+def launch(debugger: str, parser: Parser, words: Sequence[str]) -> NoReturn:
+    """Replace this process by the debugger, working on the image that the words name.
 
     Raises:
         UsageError: wrong use.
-        CommandError: no such gdb.
+        CommandError: no such debugger.
         FileAccessError: the adapter is not installed.
     """
     own, debugger_words = split_words(words)
     args = parser.parse_args(own)
-    command = [
-        args.gdb,
-        "-iex",
-        f"source {find_adapter('gdb')}",
-        "-ex",
-        "kvm open " + " ".join(shlex.quote(word) for word in without_option(own, "--gdb")),
-        *debugger_words,
-    ]
+    adapter = find_adapter(debugger)
+    opening = "kvm open " + " ".join(shlex.quote(word) for word in without_option(own, f"--{debugger}"))
+    if debugger == "gdb":
+        command = [args.program, "-iex", f"source {adapter}", "-ex", opening, *debugger_words]
+    else:
+        command = [args.program, "-O", f'command script import "{adapter}"', "-o", opening, *debugger_words]
     os.environ[INTERPRETER] = sys.executable
     sys.stdout.flush()
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        raise CommandError(f"{command[0]}: {error.strerror}; --gdb names another gdb") from error
+        raise CommandError(f"{command[0]}: {error.strerror}; --{debugger} names another {debugger}") from error
 
 
 def without_option(words: Sequence[str], option: str) -> list[str]:

@@ -316,7 +316,7 @@ def test_a_value_that_looks_like_the_option_is_kept() -> None:
     assert launch.without_option(["a", "--gdb", "--gdb", "b", "--gdb=c"], "--gdb") == ["a", "b"]
 
 
-@pytest.mark.parametrize("what", ["gdb", "serve"])
+@pytest.mark.parametrize("what", ["gdb", "lldb", "serve"])
 def test_the_doors_have_help_and_refuse_nonsense(what: str, capsys: Capture) -> None:
     assert cli.main([what, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"usage: kvm-dbg {what}")
@@ -330,6 +330,6 @@ def test_a_port_must_be_one(capsys: Capture) -> None:
 
 
 def test_one_kind_of_parser_complains_alike() -> None:
-    for parser in (make_parser("procs"), launch.make_gdb_parser()):
+    for parser in (make_parser("procs"), launch.make_debugger_parser("gdb"), launch.make_debugger_parser("lldb")):
         with pytest.raises(UsageError, match=re.escape(f"{parser.title}: ")):
             parser.parse_args(["--frobnicate"])

@@ -1,0 +1,416 @@
+"""kvm_dbg in lldb: open a kernel crash dump, and work on it with the lldb that you have.
+
+    (lldb) command script import .../lldb/kvm_dbg_lldb.py
+    (lldb) kvm open vmlinux vmcore
+    (lldb) kvm procs
+
+This file knows lldb and nothing about kernels. It starts a server as a child process (`kvm_dbg_client.py`, which lies
+with gdb's adapter), connects lldb to it, places the symbols where the server says they are, and registers the `kvm`
+commands. It runs in whatever Python lldb embeds (3.8 or newer, lldb 19 or newer) and needs nothing but the standard
+library; the server runs in the Python that has the package, see `kvm_dbg_client.py`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import lldb
+
+HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__file__))))
+CLIENT = os.path.join(os.path.dirname(HERE), "gdb")
+sys.path.insert(0, CLIENT)
+try:
+    from kvm_dbg_client import Server, ServerError, ServerGone, start_server
+finally:
+    sys.path.remove(CLIENT)
+
+NOT_OPEN = "no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first"
+OWN_COMMANDS = ("open", "close", "status", "geterr", "help")
+SPLIT_FUNCTIONS = 23  # the first version known not to take a function in several pieces for all between them
+
+OPEN_HELP = """Open a kernel memory image and connect lldb to it.
+Usage: kvm open [VMLINUX] IMAGE... [OPTION]...
+
+The image becomes lldb's target: its CPUs and tasks are threads, memory reads
+come from it, and the symbols of VMLINUX are placed where the kernel ran.
+Without VMLINUX the usual places are searched for the right one.  What was
+opened before is closed; if opening fails, it stays open.  lldb does not say
+which thread a memory read is for: user memory is read by `kvm read --pid`.
+
+  --no-symbols     do not load symbols into lldb
+  --vmlinux FILE   the kernel file
+  --search DIR     look for vmlinux in DIR first
+  --kernel N       which kernel, if the image holds several
+  --force          use a kernel file that does not match
+  --base ADDRESS   physical address of raw RAM
+  --hole RANGE     hole in raw RAM
+  --format NAME    take the image for this format"""
+
+
+class CommandFailed(Exception):  # noqa: N818 - the name says it
+    """A command ends with this text for people."""
+
+
+def warn(text: str) -> None:
+    """Say something that is no command's output: standard output stays clean for scripts."""
+    sys.stderr.write(f"kvm: {text}\n")
+    sys.stderr.flush()
+
+
+def lldb_version() -> int:
+    """Return lldb's major version, 0 if it cannot be told."""
+    found = re.search(r"version (\d+)\.", lldb.SBDebugger.GetVersionString() or "")
+    return int(found[1]) if found else 0
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a command line. Raises CommandFailed."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise CommandFailed(f"{error}: {text}") from None
+
+
+class Setup:
+    """Settings of lldb that are changed for a while, and put back."""
+
+    def __init__(self, debugger: Any) -> None:
+        self._debugger = debugger
+        self._saved: list[tuple[str, str]] = []
+
+    def change(self, name: str, value: str) -> None:
+        """Change a setting, if this lldb has it, and remember what it was."""
+        instance = self._debugger.GetInstanceName()
+        old = lldb.SBDebugger.GetInternalVariableValue(name, instance)
+        if not old.IsValid() or not lldb.SBDebugger.SetInternalVariable(name, value, instance).Success():
+            return
+        self._saved.append((name, (old.GetStringAtIndex(0) if old.GetSize() else "").strip('"')))
+
+    def restore(self) -> None:
+        """Put everything back, last change first."""
+        while self._saved:
+            name, value = self._saved.pop()
+            lldb.SBDebugger.SetInternalVariable(name, value, self._debugger.GetInstanceName())
+
+
+def cache_directory() -> str | None:
+    """Return the directory of this lldb's index cache, made if need be; None where none can be."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = os.path.join(base, "kvm-dbg", "lldb-index", str(lldb_version()))
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        return None
+    return path if os.access(path, os.W_OK) else None
+
+
+class Kvm:
+    """What is open in one of this program's debuggers."""
+
+    def __init__(self, debugger: Any) -> None:
+        self.debugger = debugger
+        self.server: Server | None = None
+        self.setup = Setup(debugger)
+        self.target: Any = None
+        self.previous: Any = None
+        self.registered: set[str] = set()
+        self.last_error = ""
+
+    def open(self, words: list[str]) -> None:
+        """Open an image; see OPEN_HELP. Raises CommandFailed, ServerError, ServerGone."""
+        with_symbols = "--no-symbols" not in words
+        words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
+        if not words:
+            raise CommandFailed("no image given: kvm open [VMLINUX] IMAGE...")
+        server = start_server(words, warn)
+        try:
+            self.close()
+            self.server = server
+            self._connect(server, with_symbols)
+        except BaseException:
+            self.close()
+            raise
+        register_commands(self, server.ready["commands"])
+        warn(
+            "{}: Linux {}, {}, slide {}".format(
+                ", ".join(server.ready["images"]), server.ready["release"], server.ready["arch"], server.ready["slide"]
+            )
+        )
+
+    def _connect(self, server: Server, with_symbols: bool) -> None:
+        self.previous = self.debugger.GetSelectedTarget()
+        directory = cache_directory()
+        if directory is not None:
+            self.setup.change("symbols.lldb-index-cache-path", directory)
+            self.setup.change("symbols.enable-lldb-index-cache", "true")
+        path = self._symbol_file(server) if with_symbols else None
+        self.target = self._create_target(path, server)
+        self.debugger.SetSelectedTarget(self.target)
+        server.ask({"offsets": False})
+        address = str(server.ready["address"])
+        kind = "unix-connect" if address.startswith("/") else "connect"
+        with self._synchronous():
+            result = self._execute(f'process connect -p gdb-remote "{kind}://{address}"')
+        if not result.Succeeded() or self.target.GetProcess().GetState() != lldb.eStateStopped:
+            raise CommandFailed(f"lldb could not connect to the server: {result.GetError()}")
+        # So that what `kvm write` changes is seen at once. It is this process's own setting, and goes with it.
+        self._execute("settings set target.process.disable-memory-cache true")
+        if path is not None:
+            self._place(self.target.GetModuleAtIndex(0), server.ready)
+
+    def _execute(self, command: str) -> Any:
+        """Execute one of lldb's commands on the target without showing what it says, and return its result."""
+        result = lldb.SBCommandReturnObject()
+        context = lldb.SBExecutionContext(self.target)
+        self.debugger.GetCommandInterpreter().HandleCommand(command, context, result)
+        return result
+
+    @contextlib.contextmanager
+    def _synchronous(self) -> Iterator[None]:
+        """Let a command return when the target has stopped, not before: then the news of that is its own output."""
+        asynchronous = self.debugger.GetAsync()
+        self.debugger.SetAsync(False)
+        try:
+            yield
+        finally:
+            self.debugger.SetAsync(asynchronous)
+
+    def _create_target(self, path: str | None, server: Server) -> Any:
+        error = lldb.SBError()
+        triple = str(server.ready["triple"])
+        target = self.debugger.CreateTarget(path or "", triple, "remote-linux", False, error)
+        if path is not None and not target.IsValid():
+            warn(f"{path}: lldb could not load its symbols: {error.GetCString()}")
+            target = self.debugger.CreateTarget("", triple, "remote-linux", False, error)
+        if not target.IsValid():
+            raise CommandFailed(f"lldb could not make a target: {error.GetCString()}")
+        return target
+
+    def _symbol_file(self, server: Server) -> str | None:
+        path = server.ready["vmlinux"]
+        if path is None:
+            warn("no vmlinux was found, so lldb has no symbols; kvm commands work without")
+            return None
+        if lldb_version() >= SPLIT_FUNCTIONS:
+            return str(path)
+        try:
+            return str(server.ask({"joined": True})["file"])
+        except ServerError as error:
+            warn(f"backtraces through functions in several pieces may take minutes: {error}")
+            return str(path)
+
+    def _place(self, module: Any, ready: dict[str, Any]) -> None:
+        """Place the kernel's sections; those linked at address 0 (per-CPU data) are nowhere: no task has them there."""
+        slide = int(ready["slide"], 16)
+        for index in range(module.GetNumSections()):
+            section = module.GetSectionAtIndex(index)
+            address = section.GetFileAddress()
+            if address and str(section.GetName()).startswith("PT_LOAD"):
+                self.target.SetSectionLoadAddress(section, address + slide)
+
+    def close(self) -> None:
+        """Undo everything that `open` did; harmless if nothing is open."""
+        server, self.server = self.server, None
+        if server is None:
+            return
+        target, self.target = self.target, None
+        if target is not None and target.IsValid():
+            process = target.GetProcess()
+            if process.IsValid():
+                with self._synchronous():
+                    process.Detach()
+            self.debugger.DeleteTarget(target)
+        if self.previous is not None and self.previous.IsValid():
+            self.debugger.SetSelectedTarget(self.previous)
+        self.setup.restore()
+        server.close()
+
+    def need_server(self) -> Server:
+        """Return the server of the open image. Raises CommandFailed."""
+        if self.server is None:
+            raise CommandFailed(NOT_OPEN)
+        return self.server
+
+    def run(self, line: str, result: Any) -> None:
+        """Run one of the server's commands, its output into `result`. Raises ServerError, ServerGone."""
+        server = self.need_server()
+        with contextlib.closing(server.stream({"run": line})) as answers:
+            for answer in answers:
+                if "text" in answer:
+                    result.Print(answer["text"])
+
+    def load_modules(self, words: list[str], result: Any) -> None:
+        """Load the symbols of the kernel's modules, from files in a directory or in the usual places."""
+        server = self.need_server()
+        rest = [word for word in words if word != "--load"]
+        if len(rest) > 1 or any(word.startswith("-") for word in rest):
+            raise CommandFailed("usage: kvm mods --load [DIRECTORY]")
+        plan = server.ask({"modules": os.path.abspath(os.path.expanduser(rest[0])) if rest else None})["modules"]
+        absent = [module["name"] for module in plan if module["file"] is None and module["problem"] is None]
+        if absent:
+            warn("no file was found of: " + ", ".join(absent))
+        loaded = 0
+        for module in plan:
+            if module["problem"] is not None:
+                warn("{}: {}".format(module["name"], module["problem"]))
+            if module["file"] is not None:
+                if self._load_module(module):
+                    loaded += 1
+                else:
+                    warn("{}: lldb could not load {}".format(module["name"], module["file"]))
+        result.Print(f"symbols of {loaded} of {len(plan)} modules loaded\n")
+        if plan and not loaded:
+            raise CommandFailed("no module's symbols could be loaded")
+
+    def _load_module(self, module: dict[str, Any]) -> bool:
+        added = self.target.AddModule(str(module["file"]), self.target.GetTriple(), None)
+        if not added.IsValid():
+            return False
+        for name, address in module["sections"].items():
+            section = added.FindSection(name)
+            if section.IsValid():
+                self.target.SetSectionLoadAddress(section, int(address, 16))
+        return True
+
+    def guarded(self, action: Callable[[], None], result: Any) -> None:
+        """Do something for a command: failures are `result`'s, and a server that has ended is cleared up after."""
+        try:
+            action()
+            result.SetStatus(lldb.eReturnStatusSuccessFinishResult)
+        except ServerGone as gone:
+            self.close()
+            self._fail(f"{gone}; the image is closed, use `kvm open` again", result)
+        except (ServerError, CommandFailed) as error:
+            self._fail(str(error), result)
+        except KeyboardInterrupt:
+            self._fail("interrupted", result)
+
+    def _fail(self, text: str, result: Any) -> None:
+        self.last_error = text
+        result.SetError(text)
+
+
+# Commands
+
+
+class Subcommand:
+    """One subcommand; lldb makes an instance of a subclass for each."""
+
+    name = ""
+    text = ""
+
+    def __init__(self, debugger: Any, _internal: Any) -> None:
+        self._kvm = SESSIONS[debugger.GetID()]
+
+    def __call__(self, _debugger: Any, command: str, _context: Any, result: Any) -> None:
+        """Run it."""
+        self._kvm.guarded(lambda: self._run(self._kvm, command.strip(), result), result)
+
+    def _run(self, kvm: Kvm, line: str, result: Any) -> None:
+        if self.name in OWN_COMMANDS:
+            run_own_command(kvm, self.name, split_words(line), result)
+        elif self.name == "mods" and "--load" in split_words(line):
+            kvm.load_modules(split_words(line), result)
+        else:
+            kvm.run(f"{self.name} {line}".strip(), result)
+
+    def get_short_help(self) -> str:
+        """Return the first line of the help."""
+        return self.text.partition("\n")[0]
+
+    def get_long_help(self) -> str:
+        """Return the whole help."""
+        return self.text
+
+
+def run_own_command(kvm: Kvm, name: str, words: list[str], result: Any) -> None:
+    """Run `open`, or one of those that answer without an open image as well. Raises as Kvm's methods do."""
+    if name == "open":
+        kvm.open(words)
+    elif name == "close":
+        kvm.need_server()
+        kvm.close()
+    elif name == "geterr":
+        result.Print(kvm.last_error + "\n" if kvm.last_error else "")
+    elif kvm.server is not None:
+        kvm.run(" ".join([name, *words]), result)
+    elif name == "help":
+        answer = lldb.SBCommandReturnObject()
+        kvm.debugger.GetCommandInterpreter().HandleCommand(" ".join(["help kvm", *words]), answer)
+        if not answer.Succeeded():
+            raise CommandFailed(str(answer.GetError()).strip())
+        result.Print(str(answer.GetOutput()))
+    else:
+        result.Print('{"open": false}\n' if "--json" in words else "no kernel image is open\n")
+
+
+def register(kvm: Kvm, name: str, text: str, completion: str = "") -> None:
+    """Register a subcommand, once."""
+    if name in kvm.registered:
+        return
+    kvm.registered.add(name)
+    class_name = f"Kvm_{name}"
+    globals()[class_name] = type(class_name, (Subcommand,), {"name": name, "text": text, "__doc__": text})
+    execute(kvm.debugger, f"command script add -o {completion} -c {__name__}.{class_name} kvm {name}")
+
+
+def register_commands(kvm: Kvm, commands: list[dict[str, Any]]) -> None:
+    """Register the server's commands, with their help; those of an earlier session stay as they are."""
+    for command in commands:
+        name = command["name"]
+        if name in OWN_COMMANDS:
+            continue
+        parts = [command["summary"] + ".", f"Options: `kvm {name} --help`."]
+        if command["description"]:
+            parts.insert(1, command["description"])
+        if command["examples"]:
+            parts.append("Examples:\n" + "\n".join("  kvm " + example for example in command["examples"]))
+        register(kvm, name, "\n".join(parts), "-C symbol" if name == "nlist" else "")
+
+
+def execute(debugger: Any, command: str) -> None:
+    """Execute one of lldb's commands without showing what it says, unless it fails."""
+    result = lldb.SBCommandReturnObject()
+    debugger.GetCommandInterpreter().HandleCommand(command, result)
+    if not result.Succeeded():
+        warn(f"{command}: {result.GetError()}")
+
+
+SESSIONS: dict[int, Kvm] = getattr(lldb, "kvm_dbg_sessions", {})
+"""One per debugger of this program; a second import keeps the first one's."""
+
+
+def __lldb_init_module(debugger: Any, _internal: dict[str, Any]) -> None:
+    """Register the commands."""
+    lldb.kvm_dbg_sessions = SESSIONS
+    if debugger.GetID() in SESSIONS:
+        return
+    kvm = SESSIONS[debugger.GetID()] = Kvm(debugger)
+    help_text = "Work on a kernel memory image: a crash dump, a RAM file, live memory. Start with `kvm open`."
+    execute(debugger, f'command container add -o -h "{help_text}" kvm')
+    register(kvm, "open", OPEN_HELP, "-C disk-file")
+    for name, text in (
+        ("close", "Close the image: target, symbols, settings and server."),
+        ("status", "Show what is open."),
+        ("geterr", "Print the text of the last error."),
+        ("help", "List the commands, or explain one: kvm help [COMMAND]."),
+    ):
+        register(kvm, name, text)
+
+
+def at_exit() -> None:
+    """Reap the servers."""
+    for kvm in SESSIONS.values():
+        server, kvm.server = kvm.server, None
+        if server is not None:
+            server.close()
+
+
+atexit.register(at_exit)
