@@ -5,6 +5,7 @@
 #   provision_packages        the Debian packages, as root or by sudo; else says what is missing and goes on
 #   provision_venv [EXTRA]    .venv with the package (editable) and its extra, "test" unless told otherwise ("" for none)
 #   provision_gdb18           the second gdb, in the cache
+#   provision_lldb23          the second lldb, in the cache
 #   provision_sites           a pytest for the Python that each gdb embeds, in the cache
 #
 # pip and apt are used as they are configured on the machine. Everything is done only if it is missing.
@@ -18,11 +19,12 @@ CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-dbg
 # the second gdb needs as well; crash and libkdumpfile are peers that answers are compared with.
 PACKAGES=(
     python3 python3-venv ca-certificates git
-    gdb crash python3-libkdumpfile
+    gdb lldb-19 crash python3-libkdumpfile
     qemu-system-x86 makedumpfile kexec-tools busybox-static
     gcc libc6-dev binutils libc-bin cpio zstd xz-utils e2fsprogs util-linux procps debian-archive-keyring
 )
 GDB18="gdb-for-pwndbg==18.1.*"
+LLDB23="lldb-for-pwndbg==23.1.*"
 
 say() { printf '    %s\n' "$*"; }
 
@@ -108,26 +110,33 @@ provision_venv() {
     printf '%s\n' "$wanted" >"$VENV/.provisioned"
 }
 
-_gdb_works() { # PROGRAM
-    [ "$("$1" -nx -batch -ex 'python print(6 * 7)' 2>/dev/null </dev/null)" = 42 ]
+_works() { # PROGRAM
+    case ${1##*/} in
+        gdb*) [ "$("$1" -nx -batch -ex 'python print(6 * 7)' 2>/dev/null </dev/null)" = 42 ] ;;
+        lldb*) [ "$("$1" --no-lldbinit -Q -b -o 'script print(6 * 7)' 2>/dev/null </dev/null)" = 42 ] ;;
+    esac
 }
 
-provision_gdb18() {
-    local place=$CACHE/gdb-18.1 python
-    if [ -n "${KVM_DBG_GDB18:-}" ] || _gdb_works "$place/bin/gdb"; then
-        say "gdb 18.1 is ${KVM_DBG_GDB18:-$place/bin/gdb}"
+_provision_debugger() { # NAME VERSION REQUIREMENT PROGRAM-GIVEN-BY-A-PERSON
+    local place=$CACHE/$1-$2 python
+    if [ -n "$4" ] || _works "$place/bin/$1"; then
+        say "$1 $2 is ${4:-$place/bin/$1}"
         return 0
     fi
     # It loads the shared libpython of the interpreter that made its venv, which not every interpreter has.
     for python in "$(find_python)" /usr/bin/python3; do
-        say "gdb 18.1: $python -m venv $place; pip install $GDB18"
-        if "$python" -m venv --clear "$place" && _pip "$place/bin/python" install "$GDB18" && _gdb_works "$place/bin/gdb"; then
+        say "$1 $2: $python -m venv $place; pip install $3"
+        if "$python" -m venv --clear "$place" && _pip "$place/bin/python" install "$3" && _works "$place/bin/$1"; then
             return 0
         fi
     done
-    say "gdb 18.1 could not be set up; its tests will be skipped"
+    say "$1 $2 could not be set up; its tests will be skipped"
     return 1
 }
+
+provision_gdb18() { _provision_debugger gdb 18.1 "$GDB18" "${KVM_DBG_GDB18:-}"; }
+
+provision_lldb23() { _provision_debugger lldb 23.1 "$LLDB23" "${KVM_DBG_LLDB23:-}"; }
 
 provision_sites() {
     local version site new more

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import pytest
 
 from tests.debuggers.debugger import ROOT
-from tests.debuggers.driver import Gdb
+from tests.debuggers.driver import Gdb, Lldb
 from tests.sample import unpack_sample
 
 ADAPTER = ROOT / "gdb" / "kvm_dbg_gdb.py"
 SOURCE = f"source {ADAPTER}"
+IMPORT = f"command script import {ROOT / 'lldb' / 'kvm_dbg_lldb.py'}"
 
 
 class Demo(NamedTuple):
@@ -41,6 +42,13 @@ def real(gdb: Gdb) -> Gdb:
 
 
 @pytest.fixture
+def real_lldb(lldb: Lldb) -> Lldb:
+    """Return an lldb whose adapter starts this package."""
+    lldb.env["KVM_DBG_PYTHON"] = sys.executable
+    return lldb
+
+
+@pytest.fixture
 def stand_in(gdb: Gdb, tmp_path: Path) -> Gdb:
     """Return a gdb whose adapter starts a server that has the stand-in kernel in every image.
 
@@ -50,7 +58,7 @@ def stand_in(gdb: Gdb, tmp_path: Path) -> Gdb:
     return gdb
 
 
-def use_stand_in(gdb: Gdb, folder: Path) -> None:
+def use_stand_in(gdb: Gdb | Lldb, folder: Path) -> None:
     """Let the adapter in `gdb` start the stand-in in the place of the package."""
     program = folder / "python-with-the-stand-in"
     program.write_text(f'#!/bin/sh\nshift 2\ncd {ROOT} && exec {sys.executable} -m tests.writers.stand_in "$@"\n')

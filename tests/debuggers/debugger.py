@@ -52,8 +52,19 @@ class Missing(NamedTuple):
 DEBUGGERS: tuple[Debugger, ...] = (
     Debugger("gdb", "13.1", "KVM_DBG_GDB13", ("/usr/bin/gdb",), dap=False),
     Debugger("gdb", "18.1", "KVM_DBG_GDB18", ("{cache}/gdb-18.1/bin/gdb",), dap=True),
+    Debugger("lldb", "19.1", "KVM_DBG_LLDB19", ("/usr/bin/lldb-19",), dap=False),
+    Debugger("lldb", "23.1", "KVM_DBG_LLDB23", ("{cache}/lldb-23.1/bin/lldb",), dap=False),
 )
 """All debuggers that the tests know, in the order in which they run."""
+
+
+_PYTHON = "'%d.%d' % sys.version_info[:2]"
+_LLDB = "re.search('version ([0-9.]+)', lldb.SBDebugger.GetVersionString())[1]"
+PROBES = {
+    "gdb": ("-nx", "-batch", "-ex", f"python import sys, gdb; print('probe', gdb.VERSION, {_PYTHON})"),
+    "lldb": ("--no-lldbinit", "-Q", "-b", "-o", f"script import re, sys; print('probe', {_LLDB}, {_PYTHON})"),
+}
+"""For each kind, the arguments with which it prints `probe`, its version and its Python's."""
 
 
 def cache_directory() -> Path:
@@ -99,12 +110,9 @@ def find(debugger: Debugger) -> Found | Missing:
 
 def _probe(debugger: Debugger, program: str) -> Found | str:
     """Run `program` once; return why it is not `debugger` if it is another version or does not run."""
-    if debugger.kind != "gdb":
-        return f"no way is known to ask a {debugger.kind} for its version"
-    script = "python import sys, gdb; print('probe', gdb.VERSION, '%d.%d' % sys.version_info[:2])"
     try:
         done = subprocess.run(
-            [program, "-nx", "-batch", "-ex", script],
+            [program, *PROBES[debugger.kind]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

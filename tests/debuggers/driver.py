@@ -1,4 +1,4 @@
-"""One gdb as a test sees it from outside: batch runs, MI and DAP, in a home directory of its own.
+"""One gdb or lldb as a test sees it from outside: batch runs, gdb's MI and DAP, in a home directory of its own.
 
 The caches below XDG_CACHE_HOME are shared by all debuggers of a run, since some indexes take long to build; a test that
 wants them cold changes that variable in `env`.
@@ -63,3 +63,28 @@ class Gdb:
         dialogue = Dialogue([self.program, "-nx", "-q", interpreter, *args], env=self.env)
         self._dialogues.append(dialogue)
         return dialogue
+
+
+class Lldb:
+    """An lldb of one version; `env` is the environment that it gets, and may be changed by the test."""
+
+    def __init__(self, found: Found, home: Path, cache: Path) -> None:
+        self.name = found.debugger.name
+        self.version = found.debugger.version
+        self.program = found.program
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        self.env = clean_environment(home, cache)
+
+    def run(
+        self, commands: Sequence[str], args: Sequence[str] = (), *, stdin: str = "", timeout: float = TIMEOUT
+    ) -> Result:
+        """Run `lldb --no-lldbinit -Q -b` with a `-o` for each of `commands`, then `args`, and return what it left.
+
+        Raises:
+            ChildTimeoutError: after `timeout` seconds, with the output so far.
+        """
+        command = [self.program, "--no-lldbinit", "-Q", "-b"]
+        for text in commands:
+            command += ["-o", text]
+        return run([*command, *args], env=self.env, timeout=timeout, stdin=stdin)

@@ -6,7 +6,7 @@ one gdb for each version, which is started when the first of them is due. `in_gd
 one test may take.
 
 Outside: the fixtures `gdb` and `gdb_with_dap` hand out one gdb after the other, to be driven in batch mode or over
-MI and DAP; see `driver.py`.
+MI and DAP, and the fixture `lldb` one lldb after the other, in batch mode; see `driver.py`.
 
 A debugger that is missing skips its tests with the reason.
 """
@@ -24,7 +24,7 @@ import pytest
 
 from tests.debuggers.child import TIMEOUT
 from tests.debuggers.debugger import Debugger, Found, by_name, find, find_site, of_kind
-from tests.debuggers.driver import Gdb
+from tests.debuggers.driver import Gdb, Lldb
 from tests.debuggers.session import Outcome, Place, run_inside
 
 MARKER = "in_gdb"
@@ -69,6 +69,15 @@ def gdb(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gdb]:
 def gdb_with_dap(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gdb]:
     """Return a gdb that speaks the Debug Adapter Protocol; the test runs once for each."""
     yield from _driver(request.param, tmp_path, request.config.stash[CACHE])
+
+
+@pytest.fixture(params=of_kind("lldb"), ids=lambda debugger: debugger.name)
+def lldb(request: pytest.FixtureRequest, tmp_path: Path) -> Lldb:
+    """Return an lldb to drive from outside; the test runs once for each lldb."""
+    found = find(request.param)
+    if not isinstance(found, Found):
+        pytest.skip(found.reason)
+    return Lldb(found, tmp_path / "home", request.config.stash[CACHE])
 
 
 def _driver(debugger: Debugger, folder: Path, cache: Path) -> Iterator[Gdb]:
