@@ -59,7 +59,7 @@ def interpreters() -> Iterator[str]:
 
 
 def server_environment() -> dict[str, str]:
-    """Return the child's environment: without what a wrapped gdb sets for its own Python."""
+    """Return the child's environment: without what a wrapped debugger sets for its own Python."""
     environment = dict(os.environ)
     for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONSTARTUP"):
         environment.pop(name, None)
@@ -77,11 +77,16 @@ class Server:
         python: the program to run it by.
         words: of its command line.
         warn: shows a person what the server says without being asked.
+
+    Attributes:
+        look: called before each read and while the server says nothing; may raise KeyboardInterrupt, where signals do
+            not.
     """
 
     def __init__(self, python: str, words: list[str], warn: Callable[[str], None]) -> None:
         self.ready: dict[str, Any] = {}
         self.files: list[str] = []  # that the server made for us, each in a directory of its own
+        self.look: Callable[[], None] = lambda: None
         self._buffer = b""
         self._warn = warn
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -91,7 +96,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=server_environment(),
-            start_new_session=True,  # the terminal's Ctrl-C is gdb's
+            start_new_session=True,  # the terminal's Ctrl-C is the debugger's
         )
 
     def send(self, message: dict[str, Any]) -> None:
@@ -109,7 +114,8 @@ class Server:
             try:
                 descriptor = self._process.stdout.fileno()  # type: ignore[union-attr]
                 while not select.select([descriptor], [], [], POLL_SECONDS)[0]:
-                    pass  # Ctrl-C comes through here: a debugger's signal handler restarts a read that waits
+                    self.look()  # Ctrl-C comes through here: a debugger's signal handler restarts a read that waits
+                self.look()
                 data = os.read(descriptor, 1 << 18)
             except (OSError, ValueError):
                 data = b""

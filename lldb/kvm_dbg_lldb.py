@@ -122,6 +122,7 @@ class Kvm:
         self.previous: Any = None
         self.registered: set[str] = set()
         self.last_error = ""
+        self._interrupted = False
 
     def open(self, words: list[str]) -> None:
         """Open an image; see OPEN_HELP. Raises CommandFailed, ServerError, ServerGone."""
@@ -130,6 +131,7 @@ class Kvm:
         if not words:
             raise CommandFailed("no image given: kvm open [VMLINUX] IMAGE...")
         server = start_server(words, warn)
+        server.look = self._look
         try:
             self.close()
             self.server = server
@@ -138,6 +140,8 @@ class Kvm:
             self.close()
             raise
         register_commands(self, server.ready["commands"])
+        if server.ready.get("problem"):
+            warn(server.ready["problem"])
         warn(
             "{}: Linux {}, {}, slide {}".format(
                 ", ".join(server.ready["images"]), server.ready["release"], server.ready["arch"], server.ready["slide"]
@@ -159,11 +163,19 @@ class Kvm:
         with self._synchronous():
             result = self._execute(f'process connect -p gdb-remote "{kind}://{address}"')
         if not result.Succeeded() or self.target.GetProcess().GetState() != lldb.eStateStopped:
-            raise CommandFailed(f"lldb could not connect to the server: {result.GetError()}")
+            problem = server.ready.get("problem")
+            why = f" ({problem})" if problem else ""
+            raise CommandFailed(f"lldb could not connect to the server: {result.GetError()}{why}")
         # So that what `kvm write` changes is seen at once. It is this process's own setting, and goes with it.
         self._execute("settings set target.process.disable-memory-cache true")
         if path is not None:
             self._place(self.target.GetModuleAtIndex(0), server.ready)
+
+    def _look(self) -> None:
+        """Raise KeyboardInterrupt, once in a command, after Ctrl-C: lldb only takes a note of that."""
+        if not self._interrupted and self.debugger.GetCommandInterpreter().WasInterrupted():
+            self._interrupted = True
+            raise KeyboardInterrupt
 
     def _execute(self, command: str) -> Any:
         """Execute one of lldb's commands on the target without showing what it says, and return its result."""
@@ -281,13 +293,14 @@ class Kvm:
 
     def guarded(self, action: Callable[[], None], result: Any) -> None:
         """Do something for a command: failures are `result`'s, and a server that has ended is cleared up after."""
+        self._interrupted = False
         try:
             action()
             result.SetStatus(lldb.eReturnStatusSuccessFinishResult)
         except ServerGone as gone:
             self.close()
             self._fail(f"{gone}; the image is closed, use `kvm open` again", result)
-        except (ServerError, CommandFailed) as error:
+        except (ServerError, CommandFailed, OSError) as error:  # OSError: the current directory is gone, ...
             self._fail(str(error), result)
         except KeyboardInterrupt:
             self._fail("interrupted", result)
