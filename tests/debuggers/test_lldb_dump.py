@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.debuggers.child import Result, run
+from tests.debuggers.child import Dialogue, Result, run
 from tests.debuggers.conftest import IMPORT, Demo, children_of_tests
 from tests.debuggers.debugger import ROOT
 from tests.debuggers.driver import Lldb
 from tests.debuggers.test_gdb_dump import TRUTH, call_trace, kernel_symbols
+from tests.debuggers.test_gdb_session import wait_for
 from tests.lab import find as find_dump
 
 FUNCTIONS = """
@@ -265,6 +268,31 @@ def test_functions_in_several_pieces_take_no_time(real_lldb: Lldb) -> None:
     assert list(dict.fromkeys(name for name in functions if name in expected)) == expected  # once also for inlined ones
     assert functions[-1] == "entry_SYSCALL_64"
     assert re.search(r"`__handle_sysrq.* at sysrq\.c:603", result.stdout)
+
+
+def test_a_server_that_was_killed_is_told_and_can_be_replaced(real_lldb: Lldb, demo: Demo) -> None:
+    kill = "script import os; os.kill(lldb.kvm_dbg_sessions[lldb.debugger.GetID()].server.ready['pid'], 9)"
+    result = lldb_run(real_lldb, demo, kill, "kvm loadavg", "p 1", options="--no-symbols")
+    assert "was killed by SIGKILL; the image is closed, use `kvm open` again" in result.stderr
+    assert result.returncode == 1
+    going_on = "script lldb.debugger.HandleCommand('kvm loadavg')"
+    again = f"kvm open {demo.vmcore} --no-symbols"
+    result = lldb_run(real_lldb, demo, kill, going_on, again, "kvm loadavg", options="--no-symbols")
+    assert " ".join((TRUTH / "loadavg").read_text().split()[:3]) in result.stdout.splitlines()
+
+
+def test_an_interrupt_ends_the_command_and_nothing_else(real_lldb: Lldb, demo: Demo) -> None:
+    command = [real_lldb.program, "--no-lldbinit", "-o", IMPORT, "-o", f"kvm open {demo.vmcore} --no-symbols"]
+    with Dialogue(command, env=real_lldb.env) as dialogue:
+        dialogue.send(b"script print('re' + 'ady')\nkvm read 0xffffffff80000000 0x40000000\n")
+        wait_for(dialogue, b"ready")
+        time.sleep(1.5)
+        dialogue.process.send_signal(signal.SIGINT)
+        dialogue.send(b"kvm loadavg\n")
+        assert wait_for(dialogue, b"0.65 0.17 0.06")
+        assert "interrupted" in dialogue.stderr_text()
+        dialogue.send(b"kvm close\nquit\n")
+        assert dialogue.wait(30) == 0
 
 
 def test_kvm_dbg_lldb(real_lldb: Lldb, demo: Demo) -> None:
