@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -97,7 +98,9 @@ def installed_program(name: str = "kvm-dbg") -> Path:
     venv.create(home, with_pip=True, clear=False, symlinks=True)
     with tempfile.TemporaryDirectory() as wheels:
         python = str(home / "bin" / "python")
+        shutil.rmtree(ROOT / "build", ignore_errors=True)  # what setuptools left there would go into the wheel
         subprocess.run([sys.executable, "-m", "pip", "-q", "wheel", "--no-deps", "-w", wheels, str(ROOT)], check=True)
+        shutil.rmtree(ROOT / "build", ignore_errors=True)
         wheel = next(Path(wheels).glob("*.whl"))
         subprocess.run([python, "-m", "pip", "-q", "install", str(wheel)], check=True)
         subprocess.run([python, "-m", "pip", "-q", "install", "--force-reinstall", "--no-deps", str(wheel)], check=True)
