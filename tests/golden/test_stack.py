@@ -94,7 +94,8 @@ def test_what_cpus_run_ends_in_user_space_or_where_the_cpu_began(subject: Subjec
         last = frames[-1]
         assert not last.why
         idle = ("secondary_startup_64_no_verify", "common_startup_64", "secondary_startup_64")
-        assert last.name in idle if thread.pid == 0 else last.stack == "USER" or last.name == "ret_from_fork"
+        forked = ("ret_from_fork_asm", "ret_from_fork")
+        assert last.name in idle if thread.pid == 0 else last.stack == "USER" or last.name in forked
         if not subject.crashed:
             assert "scan" not in {frame.how for frame in frames}
 

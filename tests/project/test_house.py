@@ -46,6 +46,7 @@ def test_no_file_is_longer_than_a_person_reads() -> None:
     files = [path for path in tracked_files() if is_text(path)]
     assert len(files) > 20
     lengths = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in files}
+    del lengths["docs/commands.md"]  # generated, and looked up more than read
     assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
 
 
