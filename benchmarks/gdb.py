@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import ROOT, Command, compare, installed_program, run_once, show
-from tests.debuggers.debugger import DEBUGGERS, Found, find
+from tests.debuggers.debugger import Found, find, of_kind
 from tests.lab import Dump, build
 
 SCENARIO = "deb12-kdump"
@@ -96,7 +96,7 @@ def main() -> None:
     dump, healthy = build(SCENARIO), build("deb12-4level")
     python = str(installed_program("python"))
     with tempfile.TemporaryDirectory() as directory:
-        for debugger in DEBUGGERS:
+        for debugger in of_kind("gdb"):
             found = find(debugger)
             if not isinstance(found, Found):
                 print(f"{debugger.name}: not here, left out: {found.reason}")

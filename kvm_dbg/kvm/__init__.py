@@ -212,7 +212,9 @@ def kvm_nlist(kd: Kvm, nl: Sequence[Nlist]) -> int:
         entries.append(entry)
     try:
         names = {name for entry in entries if (name := entry.n_name)}
-        found = kd.nlist(names | {name[1:] for name in names if name.startswith("_")})
+        found = kd.nlist(names)
+        if bare := {name[1:] for name in names - found.keys() if name.startswith("_")}:
+            found |= kd.nlist(bare)
     except KvmDbgError as error:
         return _fail(kd, error)
     missing = 0
