@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, NamedTuple
 
 TIMEOUT = 120.0
+LAST_WORDS = 2.0  # seconds that a child which has ended may still need for its standard error
 """Seconds that a debugger may take for one thing, unless the test says otherwise."""
 
 
@@ -157,6 +158,7 @@ class Dialogue:
 
     def _receive(self, deadline: float) -> None:
         if self._ended:
+            self._threads[1].join(LAST_WORDS)  # the other pipe may have been slower
             raise EOFError(f"{self.command[0]} ended; stderr: {self.stderr_text()}")
         try:
             data = self._received.get(timeout=max(0.0, deadline - time.monotonic()))
