@@ -21,7 +21,18 @@ from typing import Any, Callable, Generator, Iterator
 END_TIMEOUT = 3.0  # seconds that the server has to end by itself
 POLL_SECONDS = 0.5  # between two looks for Ctrl-C while the server says nothing
 HERE = os.path.dirname(os.path.realpath(os.path.abspath(__file__)))
+NOT_OPEN = "no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first"
+OWN_COMMANDS = ("open", "close", "status", "geterr", "help")  # that work, or explain themselves, with nothing open
 WRONG_PYTHON = ("No module named", "SyntaxError")  # last words of a Python that cannot run the package
+
+OPEN_OPTIONS = """
+  --vmlinux FILE   the kernel file
+  --search DIR     look for vmlinux in DIR first
+  --kernel N       which kernel, if the image holds several
+  --force          use a kernel file that does not match
+  --base ADDRESS   physical address of raw RAM
+  --hole RANGE     hole in raw RAM
+  --format NAME    take the image for this format"""
 
 
 class ServerError(Exception):

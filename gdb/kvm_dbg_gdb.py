@@ -25,15 +25,14 @@ import gdb
 HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__file__))))
 sys.path.insert(0, HERE)
 try:
-    from kvm_dbg_client import Server, ServerError, ServerGone, start_server
+    from kvm_dbg_client import NOT_OPEN, OPEN_OPTIONS, OWN_COMMANDS, Server, ServerError, ServerGone, start_server
 finally:
     sys.path.remove(HERE)
 
 REMOTE_TIMEOUT = 60  # seconds; gdb's own 2 are too few for a busy machine
-NOT_OPEN = "no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first"
-OWN_COMMANDS = ("open", "close", "status", "geterr", "help")
 
-OPEN_HELP = """Open a kernel memory image and connect gdb to it.
+OPEN_HELP = (
+    """Open a kernel memory image and connect gdb to it.
 Usage: kvm open [VMLINUX] IMAGE... [OPTION]...
 
 The image becomes gdb's target: its CPUs and tasks are threads, memory reads
@@ -41,14 +40,9 @@ come from it, and the symbols of VMLINUX are placed where the kernel ran.
 Without VMLINUX the usual places are searched for the right one.  What was
 opened before is closed; if opening fails, it stays open.
 
-  --no-symbols     do not load symbols into gdb
-  --vmlinux FILE   the kernel file
-  --search DIR     look for vmlinux in DIR first
-  --kernel N       which kernel, if the image holds several
-  --force          use a kernel file that does not match
-  --base ADDRESS   physical address of raw RAM
-  --hole RANGE     hole in raw RAM
-  --format NAME    take the image for this format"""
+  --no-symbols     do not load symbols into gdb"""
+    + OPEN_OPTIONS
+)
 
 
 class Setup:

@@ -27,15 +27,14 @@ HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__fil
 CLIENT = os.path.join(os.path.dirname(HERE), "gdb")
 sys.path.insert(0, CLIENT)
 try:
-    from kvm_dbg_client import Server, ServerError, ServerGone, start_server
+    from kvm_dbg_client import NOT_OPEN, OPEN_OPTIONS, OWN_COMMANDS, Server, ServerError, ServerGone, start_server
 finally:
     sys.path.remove(CLIENT)
 
-NOT_OPEN = "no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first"
-OWN_COMMANDS = ("open", "close", "status", "geterr", "help")
 SPLIT_FUNCTIONS = 23  # the first version known not to take a function in several pieces for all between them
 
-OPEN_HELP = """Open a kernel memory image and connect lldb to it.
+OPEN_HELP = (
+    """Open a kernel memory image and connect lldb to it.
 Usage: kvm open [VMLINUX] IMAGE... [OPTION]...
 
 The image becomes lldb's target: its CPUs and tasks are threads, memory reads
@@ -44,14 +43,9 @@ Without VMLINUX the usual places are searched for the right one.  What was
 opened before is closed; if opening fails, it stays open.  lldb does not say
 which thread a memory read is for: user memory is read by `kvm read --pid`.
 
-  --no-symbols     do not load symbols into lldb
-  --vmlinux FILE   the kernel file
-  --search DIR     look for vmlinux in DIR first
-  --kernel N       which kernel, if the image holds several
-  --force          use a kernel file that does not match
-  --base ADDRESS   physical address of raw RAM
-  --hole RANGE     hole in raw RAM
-  --format NAME    take the image for this format"""
+  --no-symbols     do not load symbols into lldb"""
+    + OPEN_OPTIONS
+)
 
 
 class CommandFailed(Exception):  # noqa: N818 - the name says it
