@@ -4,11 +4,11 @@
     (gdb) kvm open vmlinux vmcore
     (gdb) kvm procs
 
-This file knows gdb and nothing about kernels. It starts a server as a child process (`kvm_dbg_client.py`), connects
-gdb to it, loads the symbols where the server says they are, and registers the `kvm` commands. It runs in whatever
-Python gdb embeds (3.8 or newer, gdb 12 or newer) and needs nothing but the standard library; the server runs in the
-Python that has the package: $KVM_DBG_PYTHON, else the one beside this file, else the one of the `kvm-dbg` program,
-else python3.
+This file and its neighbours know gdb and nothing about kernels. It starts a server as a child process
+(`kvm_dbg_client.py`), connects gdb to it, has the symbols loaded where the server says they are
+(`kvm_dbg_gdb_symbols.py`), and registers the `kvm` commands. It runs in whatever Python gdb embeds (3.8 or newer, gdb
+12 or newer) and needs nothing but the standard library; the server runs in the Python that has the package:
+$KVM_DBG_PYTHON, else the one beside this file, else the one of the `kvm-dbg` program, else python3.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__fil
 sys.path.insert(0, HERE)
 try:
     from kvm_dbg_client import NOT_OPEN, OPEN_OPTIONS, OWN_COMMANDS, Server, ServerError, ServerGone, start_server
+    from kvm_dbg_gdb_setting import Setup, quiet, split_words, warn
+    from kvm_dbg_gdb_symbols import SymbolFiles
 finally:
     sys.path.remove(HERE)
 
@@ -43,121 +45,6 @@ opened before is closed; if opening fails, it stays open.
   --no-symbols     do not load symbols into gdb"""
     + OPEN_OPTIONS
 )
-
-
-class Setup:
-    """Settings of gdb that are changed for a while, and put back."""
-
-    def __init__(self) -> None:
-        self._saved: list[tuple[str, str]] = []
-
-    def change(self, name: str, value: str) -> None:
-        """Set a parameter, if this gdb has it, and remember what it was."""
-        try:
-            old = gdb.parameter(name)
-            gdb.execute(f"set {name} {value}", to_string=True)
-        except (gdb.error, RuntimeError):
-            return
-        if old is None:
-            old = "unlimited"
-        elif isinstance(old, bool):
-            old = "on" if old else "off"
-        self._saved.append((name, str(old)))
-
-    def restore(self) -> None:
-        """Put everything back, last change first."""
-        while self._saved:
-            name, value = self._saved.pop()
-            with contextlib.suppress(gdb.error):
-                gdb.execute(f"set {name} {value}", to_string=True)
-
-
-def warn(text: str) -> None:
-    """Say something that is no command's output: standard output stays clean for scripts."""
-    gdb.write(f"kvm: {text}\n", gdb.STDERR)
-
-
-def quiet(command: str) -> str:
-    """Execute a gdb command without showing its output."""
-    return str(gdb.execute(command, False, True))
-
-
-def quoted(path: str) -> str:
-    """Return the path as one word for gdb commands that split their arguments."""
-    return "".join("\\" + character if character in " \t\n\"'\\" else character for character in path)
-
-
-# Symbols
-
-
-def cache_directory() -> str | None:
-    """Return the directory of this gdb's index cache, made if need be; None where none can be."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = os.path.join(base, "kvm-dbg", "gdb-index", str(gdb.VERSION).replace(os.sep, "_"))
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError:
-        return None
-    return path if os.access(path, os.W_OK) else None
-
-
-class SymbolFiles:
-    """The symbol files that were loaded for one image."""
-
-    def __init__(self) -> None:
-        self._paths: list[str] = []
-        self._replaced: str | None = None
-
-    def load_kernel(self, ready: dict[str, Any]) -> None:
-        """Load vmlinux at the kernel's slide; sections linked at address 0 (per-CPU data) stay there.
-
-        Raises:
-            gdb.error: gdb does not like the file.
-        """
-        path = str(ready["vmlinux"])
-        main = gdb.selected_inferior().progspace.filename
-        if main and os.path.realpath(main) == os.path.realpath(path):
-            quiet("symbol-file")  # it is at its link address; the whole file is placed anew below
-            self._replaced = main
-        setup = Setup()
-        directory = cache_directory()
-        if directory is not None:
-            setup.change("index-cache directory", directory)
-            setup.change("index-cache enabled", "on")
-        try:
-            self.add(path, "-o {}".format(ready["slide"]), dict.fromkeys(ready["zero_based"], "0x0"))
-            if directory is not None:
-                self._finish_index(path, directory)
-        finally:
-            setup.restore()
-
-    def _finish_index(self, path: str, directory: str) -> None:
-        """Let a gdb that writes its index in the background (15 and newer) end that before the cache is off again."""
-        for objfile in gdb.objfiles():
-            if objfile.filename and os.path.realpath(objfile.filename) == os.path.realpath(path):
-                name = f"{objfile.build_id}.gdb-index"
-                if objfile.build_id and not os.path.exists(os.path.join(directory, name)):
-                    with contextlib.suppress(gdb.error):
-                        quiet("maintenance wait-for-index-cache")
-                return
-
-    def add(self, path: str, where: str, sections: dict[str, str]) -> None:
-        """Load a symbol file. Raises gdb.error."""
-        words = ["add-symbol-file", quoted(path), where]
-        for name, address in sections.items():
-            words += ["-s", name, address]
-        quiet(" ".join(words))
-        self._paths.append(path)
-
-    def unload(self) -> None:
-        """Remove everything that was loaded, and put back what was there."""
-        while self._paths:
-            with contextlib.suppress(gdb.error):  # the user may have removed it
-                quiet(f"remove-symbol-file {quoted(self._paths.pop())}")
-        if self._replaced is not None:
-            with contextlib.suppress(gdb.error):
-                quiet(f"symbol-file {quoted(self._replaced)}")
-            self._replaced = None
 
 
 # The session
@@ -199,7 +86,7 @@ class Kvm:
             self.close()
             raise
         if with_symbols:
-            self._load_symbols(server)
+            self.symbols.load(server)
         register_commands(self, server.ready["commands"])
         if server.ready.get("problem"):
             warn(server.ready["problem"])
@@ -227,23 +114,6 @@ class Kvm:
             raise gdb.GdbError(f"gdb could not connect to the server: {error}{why}") from None
         finally:
             silence.restore()
-
-    def _load_symbols(self, server: Server) -> None:
-        path = server.ready["vmlinux"]
-        if path is None:
-            warn("no vmlinux was found, so gdb has no symbols; kvm commands work without")
-            return
-        try:
-            rules = server.ask({"unwind": True})["file"]
-            if rules is not None:  # before vmlinux: gdb takes the first rule that it finds
-                server.files.append(rules)
-                self.symbols.add(rules, "", {})
-        except (ServerError, gdb.error) as error:
-            warn(f"backtraces may end in frames that never were: {error}")
-        try:
-            self.symbols.load_kernel(server.ready)
-        except gdb.error as error:
-            warn(f"{path}: gdb could not load its symbols: {error}")
 
     def close(self) -> None:
         """Undo everything that `open` did; harmless if nothing is open."""
@@ -302,43 +172,8 @@ class Kvm:
         self.last_error = text
         raise gdb.GdbError(text) from None
 
-    def load_modules(self, words: list[str]) -> None:
-        """Load the symbols of the kernel's modules, from files in a directory or in the usual places."""
-        server = self.need_server()
-        rest = [word for word in words if word != "--load"]
-        if len(rest) > 1 or any(word.startswith("-") for word in rest):
-            raise gdb.GdbError("usage: kvm mods --load [DIRECTORY]")
-        plan = server.ask({"modules": os.path.abspath(os.path.expanduser(rest[0])) if rest else None})["modules"]
-        loaded = 0
-        absent = [module["name"] for module in plan if module["file"] is None and module["problem"] is None]
-        if absent:
-            warn("no file was found of: " + ", ".join(absent))
-        for module in plan:
-            if module["problem"] is not None:
-                warn(f"{module['name']}: {module['problem']}")
-            if module["file"] is None:
-                continue
-            sections = dict(module["sections"])
-            text = sections.pop(".text", None)
-            try:
-                self.symbols.add(module["file"], text if text is not None else "", sections)
-                loaded += 1
-            except gdb.error as error:
-                warn("{}: gdb could not load {}: {}".format(module["name"], module["file"], error))
-        gdb.write(f"symbols of {loaded} of {len(plan)} modules loaded\n")
-        if plan and not loaded:
-            raise gdb.GdbError("no module's symbols could be loaded")
-
 
 # Commands
-
-
-def split_words(text: str) -> list[str]:
-    """Return the words of a command line. Raises gdb.GdbError."""
-    try:
-        return list(gdb.string_to_argv(text))
-    except (gdb.error, ValueError) as error:
-        raise gdb.GdbError(str(error)) from None
 
 
 class KvmPrefix(gdb.Command):
@@ -393,7 +228,7 @@ class KvmCommand(gdb.Command):
         if self._action is not None:
             self._action(split_words(argument))
         elif self._name == "mods" and "--load" in split_words(argument):
-            self._kvm.load_modules(split_words(argument))
+            self._kvm.symbols.load_modules(self._kvm.need_server(), split_words(argument))
         else:
             self._kvm.run((f"{self._name} {argument}").strip())
 

@@ -41,7 +41,9 @@ def test_settings_are_put_back_last_first(adapter: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/plain", "/with space", "/with 'quotes\" and\\slash"])
 def test_a_quoted_path_is_one_word(adapter: Any, path: str) -> None:
-    assert adapter.split_words(adapter.quoted(path)) == [path]
+    from kvm_dbg_gdb_setting import quoted  # type: ignore[import-not-found]
+
+    assert adapter.split_words(quoted(path)) == [path]
 
 
 def test_sourcing_leaves_the_module_path_alone(adapter: Any) -> None:
