@@ -44,7 +44,7 @@ class Table(NamedTuple):
     single: one object instead of an array in JSON, "name: value" lines in text. text: another rendering for text
     mode (lines without newline, consumed instead of rows); None for the usual columns. notes: lines for people
     (what could not be read, ...), shown after the table and never part of JSON or CSV; may be filled in while rows
-    are consumed.
+    are consumed. grade: how far it can be believed, part of every object in JSON; None if nothing tells.
     """
 
     columns: tuple[Column, ...]
@@ -52,6 +52,7 @@ class Table(NamedTuple):
     single: bool = False
     text: Iterable[str] | None = None
     notes: Sequence[str] = ()
+    grade: str | None = None
 
 
 class Command(ABC):

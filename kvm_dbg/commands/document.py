@@ -24,8 +24,9 @@ This page is made from the program's own list (`python -m kvm_dbg.commands.docum
 
 Every command has `--help`, `--json` and `--csv`. JSON is one array of objects, or one object where there is a single
 answer. Its keys are the columns' names in lower case; addresses are strings (`"0xffff..."`), since 64 bits do not
-survive every reader of JSON; what is absent is `null`. The columns marked * are in JSON and CSV only. CSV has the same
-columns; lists are words quoted as for a shell.
+survive every reader of JSON; what is absent is `null`. Where the image can be checked against itself, each object also
+has the key `grade`: `ok`, `partial` or `suspect`, see `selftest`. The columns marked * are in JSON and CSV only. CSV
+has the same columns; lists are words quoted as for a shell.
 
 Strings out of an image are printed with control characters as `\\xNN`, in text and CSV.
 

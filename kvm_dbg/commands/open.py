@@ -20,7 +20,10 @@ COLUMNS = (
     Column("RELEASE"),
     Column("ARCH"),
     Column("SLIDE", "address", "KASLR"),
-    Column("TYPES", "text", "where types come from"),
+    Column("SYMBOLS", "text", "where they come from"),
+    Column("TYPES", "text", "where they come from"),
+    Column("UNWIND", "text", "where the rules for backtraces come from"),
+    Column("MISSING", "lines", "what is not there, and what that costs"),
     Column("COVERAGE"),
     Column("WRITTEN", "size", "changed in the private copy, in bytes in JSON"),
     Column("QUIRKS", "lines", "what a careful reader wants to know"),
@@ -59,6 +62,7 @@ def status_table(session: Session) -> Table:
         return Table(COLUMNS, [(False, *[None] * (len(COLUMNS) - 1))], single=True)
     kernel = session.kernel
     image = kernel.image
+    sources = session.system.find_sources(kernel)
     row = (
         True,
         list(image.paths),
@@ -67,7 +71,10 @@ def status_table(session: Session) -> Table:
         getattr(kernel, "release", None),
         kernel.arch.name,
         getattr(kernel, "slide", None),
-        kernel.types.source,
+        sources.symbols,
+        sources.types,
+        sources.unwind,
+        list(sources.missing),
         describe_coverage(image),
         image.written if isinstance(image, OverlayImage) else 0,
         [*image.info.quirks, *getattr(kernel, "quirks", ())],

@@ -161,10 +161,11 @@ def render_json(table: Table) -> Iterator[str]:
     import json
 
     keys = [column.key for column in table.columns]
+    graded = {} if table.grade is None else {"grade": table.grade}
 
     def text(row: Sequence[Cell]) -> str:
         cells = [json_cell(column, cell) for column, cell in zip(table.columns, row, strict=True)]
-        return json.dumps(dict(zip(keys, cells, strict=True)))
+        return json.dumps(dict(zip(keys, cells, strict=True)) | graded)
 
     if table.single:
         for row in table.rows:

@@ -55,6 +55,8 @@ def run_parsed(session: Session, command: Command, args: Any) -> Iterator[str]:
         session.require_kernel()
     table = command.run(session, args)
     output = args.output or "text"
+    if output == "json" and command.needs_kernel:
+        table = table._replace(grade=session.grade(command.name))
     yield from RENDERERS[output](table)
     if output == "text":
         for note in table.notes:

@@ -12,7 +12,7 @@ from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import find_symbols, open_kernel, system_of
-from kvm_dbg.kernel.base import Kernel, OperatingSystem
+from kvm_dbg.kernel.base import GRADES, Check, Kernel, OperatingSystem
 from kvm_dbg.symbols.base import Symbol
 
 ELF_MAGIC = b"\x7fELF"
@@ -75,6 +75,11 @@ def is_kernel_file(path: str) -> bool:
     return int.from_bytes(head[16:18], "big" if head[5] == 2 else "little") != ET_CORE
 
 
+def worst_grade(checks: Iterable[Check]) -> str | None:
+    """Return the worst grade of the checks, None if there are none."""
+    return max((check.grade for check in checks), key=GRADES.index, default=None)
+
+
 class Session:
     """One opened image, or none yet.
 
@@ -96,6 +101,7 @@ class Session:
         self.last_error = ""
         self.progress = progress
         self._kernel: Kernel | None = None
+        self._grades: dict[str, str | None] = {}
 
     @property
     def is_open(self) -> bool:
@@ -134,6 +140,15 @@ class Session:
             raise SymbolNotFound(name)
         return symbol
 
+    def grade(self, command: str) -> str | None:
+        """Return how far the data behind a command can be believed (one of GRADES), None if nothing tells.
+
+        It is found out once; what is written into the image afterwards does not change it.
+        """
+        if command not in self._grades:
+            self._grades[command] = worst_grade(self.system.for_each_check(self.kernel, command))
+        return self._grades[command]
+
     def open(self, request: OpenRequest) -> Kernel:
         """Open an image and the kernel in it; what was open before is closed once the new one stands.
 
@@ -167,4 +182,5 @@ class Session:
         if self._kernel is not None:
             self._kernel.image.close()
         self._kernel = None
+        self._grades = {}
         self.request = None

@@ -298,6 +298,36 @@ class Frame(NamedTuple):
     why: str = ""
 
 
+GRADES = ("ok", "partial", "suspect")
+"""How far the data behind a command can be believed, the best first."""
+
+
+class Check(NamedTuple):
+    """What one look at an image found of the data behind one command.
+
+    subject: what was compared ("tasks and the allocator of PIDs"). grade: "ok", "partial" (something is not in the
+    image: `text` says what) or "suspect" (two witnesses contradict each other: `text` says how). text: of "ok", what
+    was found to agree.
+    """
+
+    command: str
+    subject: str
+    grade: str
+    text: str
+
+
+class Sources(NamedTuple):
+    """Where the knowledge about a kernel comes from, each a phrase for people, None if there is none.
+
+    missing: a sentence for each thing that is not there, and what that costs.
+    """
+
+    symbols: str | None
+    types: str | None
+    unwind: str | None
+    missing: tuple[str, ...] = ()
+
+
 class OperatingSystem(Protocol):
     """What one operating system's room offers to the floors above; `kernel/linux/__init__.py` is the first.
 
@@ -370,4 +400,13 @@ class OperatingSystem(Protocol):
         """Yield the frames of a task's kernel stack, the innermost first; none if nobody knows its registers.
 
         What cannot be unwound is no error: the last frame says why.
+        """
+
+    def find_sources(self, kernel: Kernel) -> Sources:
+        """Return where symbols, types and unwind rules come from. Nothing is raised."""
+
+    def for_each_check(self, kernel: Kernel, command: str | None = None) -> Iterator[Check]:
+        """Yield what independent structures of the image say of the data behind each command, or behind one.
+
+        Nothing is raised: what cannot be looked at is a finding too.
         """

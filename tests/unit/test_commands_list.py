@@ -14,6 +14,7 @@ import pytest
 from kvm_dbg import cli
 from kvm_dbg.commands import COMMANDS, find_command
 from kvm_dbg.elf import open_elf
+from kvm_dbg.kernel.base import GRADES
 from tests.unit.conftest import Little
 from tests.writers.system import DATA, DATA_BYTES, ESCAPE, GONE, JOB, LOG, SHELL, TEXT, TEXT_BYTES, USER, USER_BYTES
 
@@ -51,7 +52,7 @@ def words_for(name: str, image: str) -> list[str]:
 def test_the_list_is_the_promised_one() -> None:
     promised = (
         "open close status geterr identify nlist read write vtop procs lwps bt args env files vm gcore"
-        " loadavg log sys mods help"
+        " loadavg log sys mods selftest help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
@@ -66,6 +67,10 @@ def test_every_command_answers_in_text_json_and_csv(name: str, little: Little, c
     rows = [answer] if isinstance(answer, dict) else answer
     assert text or name == "geterr"
     assert table[0] == [column.key for column in find_command(name).columns]
+    for row in rows:
+        assert row.get("grade", "ok") in GRADES
+        if "grade" not in table[0]:
+            row.pop("grade", None)  # of the whole answer, in JSON only
     assert [list(row) for row in rows] == [table[0]] * len(rows)  # the same columns in the same order
     assert all(key == key.lower() for key in table[0])
     assert len(table) == len(rows) + 1
@@ -200,7 +205,40 @@ def test_loadavg_is_as_in_proc(little: Little, capsys: Capture) -> None:
         "running": 1,
         "threads": 7,
         "last_pid": 50,
+        "grade": "partial",  # the worse of two, see CHECKS
     }
+
+
+def test_selftest_grades_commands(little: Little, capsys: Capture) -> None:
+    assert ask(capsys, "selftest", little.image) == [
+        {
+            "command": "loadavg",
+            "grade": "partial",
+            "why": ["the count of tasks: 7 of 9 can be read"],
+            "checked": ["ok: its range: 0.5 can be", "partial: the count of tasks: 7 of 9 can be read"],
+        },
+        {
+            "command": "sys",
+            "grade": "suspect",
+            "why": [f"run queues: CPU 1 runs 0x10, which is no task{ESCAPE}"],
+            "checked": ["ok: memory: all 3 end", f"suspect: run queues: CPU 1 runs 0x10, which is no task{ESCAPE}"],
+        },
+        {
+            "command": "vtop",
+            "grade": "ok",
+            "why": [],
+            "checked": ["ok: page tables: _stext is where it should be"],
+        },
+    ]
+    lines = run(capsys, "selftest", little.image, "vtop", "sys", "-v").splitlines()
+    assert lines[0] == "vtop: ok"
+    assert lines[2] == "sys: suspect"
+    assert lines[4].startswith("  suspect run queues: CPU 1 runs 0x10, which is no task\\x1b")
+
+
+def test_selftest_of_what_nothing_is_known_of(little: Little, capsys: Capture) -> None:
+    assert cli.main(["selftest", little.image, "nlist"]) == 1
+    assert "nothing is known to compare for nlist" in capsys.readouterr().err
 
 
 def test_log_is_as_dmesg_prints_it(little: Little, capsys: Capture) -> None:

@@ -20,6 +20,7 @@ from kvm_dbg.errors import CommandError, CorruptError, KernelNotFoundError, NotI
 from kvm_dbg.image.base import MemoryImage, Note
 from kvm_dbg.kernel import Identity
 from kvm_dbg.kernel.base import (
+    Check,
     Frame,
     Kernel,
     LoadAverage,
@@ -29,6 +30,7 @@ from kvm_dbg.kernel.base import (
     Module,
     OpenFile,
     Process,
+    Sources,
     SystemSummary,
     Thread,
 )
@@ -184,6 +186,13 @@ MODULES = (
 )
 EXT_INIT = Symbol("ext_init", TEXT + 0x100000, 16, "t", "ext9")  # in a module, not among the kernel's own
 LOAD = LoadAverage(0.5, 1.25, 12.004, 1, 7, 50)
+CHECKS = (
+    Check("loadavg", "its range", "ok", "0.5 can be"),
+    Check("loadavg", "the count of tasks", "partial", "7 of 9 can be read"),
+    Check("sys", "memory", "ok", "all 3 end"),
+    Check("sys", "run queues", "suspect", f"CPU 1 runs 0x10, which is no task{ESCAPE}"),
+    Check("vtop", "page tables", "ok", "_stext is where it should be"),
+)
 SUMMARY = SystemSummary(
     "Little",
     "1.0-little",
@@ -329,6 +338,12 @@ class LittleSystem:
 
     def unwind(self, kernel: Kernel, thread: Thread) -> Iterator[Frame]:
         yield from STACKS.get(thread.lid, ())
+
+    def find_sources(self, kernel: Kernel) -> Sources:
+        return Sources("a table of its own", kernel.types.source, None, ("no unwind rules",))
+
+    def for_each_check(self, kernel: Kernel, command: str | None = None) -> Iterator[Check]:
+        yield from (check for check in CHECKS if command in (None, check.command))
 
     def address_space(self, kernel: LittleKernel, address: int) -> ImageSpace:
         if address != INIT.address:

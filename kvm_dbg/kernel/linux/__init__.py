@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kvm_dbg.image.base import Note
     from kvm_dbg.kernel.base import (
         AddressSpaceReader,
+        Check,
         Frame,
         Kernel,
         LoadAverage,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         OpenFile,
         OperatingSystem,
         Process,
+        Sources,
         SystemSummary,
         Thread,
         UnwindRow,
@@ -126,6 +128,16 @@ class _Linux:
         from kvm_dbg.kernel.linux.unwind import unwind
 
         return unwind(kernel, thread)
+
+    def find_sources(self, kernel: Kernel) -> Sources:
+        from kvm_dbg.kernel.linux.source import find_sources
+
+        return find_sources(kernel)
+
+    def for_each_check(self, kernel: Kernel, command: str | None = None) -> Iterator[Check]:
+        from kvm_dbg.kernel.linux.check import for_each_check
+
+        return for_each_check(kernel, command)
 
 
 LINUX: OperatingSystem = _Linux()
