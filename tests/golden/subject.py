@@ -19,13 +19,20 @@ MOVERS = frozenset((b"busy", b"crasher"))  # one runs all the time, the other ma
 TRANSIENT = frozenset((b"ps", b"dmesg", b"uname", b"cat", b"sh"))
 
 NAMES = tuple(scenario.name for scenario in SCENARIOS)
+WITHOUT = "-without-vmlinux"
+HIDDEN = tuple(name + WITHOUT for name in NAMES)
+"""The same, opened with nothing but the image: symbols, types and unwind rules are those in memory."""
 
 
 class Subject:
-    """One scenario: its dump, and the kernel in the dump's primary file."""
+    """One scenario: its dump, and the kernel in the dump's primary file.
 
-    def __init__(self, dump: Dump) -> None:
+    hidden: whether its kernel file is not used.
+    """
+
+    def __init__(self, dump: Dump, *, hidden: bool = False) -> None:
         self.dump = dump
+        self.hidden = hidden
         self.kind = next(kind for kind in PRIMARY if kind in dump.files)
         self.truth = dump.truth
         self.crashed = dump.truth_after is None
@@ -39,7 +46,10 @@ class Subject:
         """Return the kernel in one of the scenario's files."""
         paths = self.dump.files[kind].paths
         image = open_image(paths[0]) if len(paths) == 1 else open_image(list(paths))
-        return open_kernel(image, str(self.dump.vmlinux), index_directory=_index_directory())
+        vmlinux = None if self.hidden else str(self.dump.vmlinux)
+        kernel = open_kernel(image, vmlinux, index_directory=_index_directory())
+        assert getattr(kernel, "vmlinux_path", None) == vmlinux  # None: not even one that this machine happens to have
+        return kernel
 
     def settled(self) -> Iterator[ProcessTruth]:
         """Yield the processes that did nothing between their word and the dump: the zoo, without those that ran."""
@@ -54,14 +64,15 @@ def find_subject(name: str) -> Subject:
     """Return a scenario, each opened once in a run. Skips where the lab has not built it."""
     subject = _find(name)
     if subject is None:
+        name = name.removesuffix(WITHOUT)
         pytest.skip(f"the lab has no dump {name}: python -m tests.lab build {name}")
     return subject
 
 
 @functools.cache
 def _find(name: str) -> Subject | None:
-    dump = find(name)
-    return None if dump is None else Subject(dump)
+    dump = find(name.removesuffix(WITHOUT))
+    return None if dump is None else Subject(dump, hidden=name.endswith(WITHOUT))
 
 
 @functools.cache

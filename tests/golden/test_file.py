@@ -7,6 +7,8 @@ from kvm_dbg.kernel.base import OpenFile
 from kvm_dbg.kernel.linux.layout import decode_text
 from tests.golden.subject import Subject
 
+IMAGE_IS_ENOUGH = True
+
 
 def test_files_equal_proc(subject: Subject) -> None:
     system, kernel = system_of(subject.kernel), subject.kernel

@@ -12,6 +12,8 @@ from kvm_dbg.kernel.linux.layout import decode_text
 from tests.golden.subject import TRANSIENT, Subject
 from tests.lab import ProcessTruth
 
+IMAGE_IS_ENOUGH = True
+
 TICK = 100  # clock ticks in a second, as /proc has them
 
 

@@ -7,13 +7,14 @@ from collections.abc import Iterable
 
 import pytest
 
-from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import Frame, Kernel, Thread
 from kvm_dbg.kernel.linux.wchan import SECTIONS
 from tests.golden.sample import Sample
 from tests.golden.subject import Subject
 from tests.sample import ARCHIVE
+
+IMAGE_IS_ENOUGH = True
 
 PROC_LINE = re.compile(r"\[<0>\] (\S+?)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?")
 LOG_LINE = re.compile(r"\[[ .\d]+\](?:\[ *\w+\])? +(\S+?)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?\s*")
@@ -63,19 +64,6 @@ def test_stacks_of_sleeping_tasks_equal_proc(subject: Subject) -> None:
             assert (frames[-1].stack == "USER") == (not process.kernel_thread)
             checked += 1
     assert checked > 140
-
-
-def test_without_a_kernel_file(subject: Subject) -> None:
-    """Symbols and types are then the image's own; of several names for one function each may choose another."""
-    if subject.dump.levels != 4 or subject.crashed:
-        return
-    path = subject.dump.files[subject.kind].paths[0]
-    session = Session()
-    session.open(OpenRequest((str(path),)))
-    ours, theirs = stacks(session.kernel), stacks(subject.kernel)
-    nameless = {tid: [frame._replace(name="") for frame in frames] for tid, (_, frames) in ours.items()}
-    assert nameless == {tid: [frame._replace(name="") for frame in frames] for tid, (_, frames) in theirs.items()}
-    session.close()
 
 
 def test_tasks_without_a_stack_say_why(subject: Subject) -> None:

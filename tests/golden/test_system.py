@@ -10,6 +10,8 @@ from kvm_dbg.kernel.linux.module import for_each_module_record
 from kvm_dbg.kernel.linux.symbolize import read_module_symbols
 from tests.golden.subject import Subject
 
+IMAGE_IS_ENOUGH = True
+
 
 def format_record(record: LogRecord, *, caller: bool) -> str:
     r"""Return a record as /dev/kmsg has it, without its flag for continued lines.

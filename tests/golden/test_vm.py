@@ -9,6 +9,8 @@ from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import Kernel, MemoryMapping
 from tests.golden.subject import Subject, find_subject
 
+IMAGE_IS_ENOUGH = True
+
 PATH_COLUMN = 73  # fs/proc/task_mmu.c pads what comes before the name
 
 
