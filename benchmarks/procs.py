@@ -1,4 +1,4 @@
-"""`kvm-dbg procs` with vmlinux on a kdump of a machine with 1 GiB, against `ps` of drgn-crash.
+"""`kvm-dbg procs` on a kdump of a machine with 1 GiB, with vmlinux and without, against `ps` of drgn-crash with it.
 
 Warm: the index of the kernel's symbols and types is there. Cold: it is removed before each run.
 """
@@ -25,16 +25,16 @@ def main() -> None:
         warm, cold = Path(directory) / "warm", Path(directory) / "cold"
         for name in ("zlib-d31", "lzo-d31"):
             image = str(dump.files[name].paths[0])
-            ours = (program, "procs", vmlinux, image)
-            commands = {
-                "kvm-dbg procs, warm": Command(ours, environment={"XDG_CACHE_HOME": str(warm)}),
-                "kvm-dbg procs, cold": Command(
+            commands = {}
+            for what, files in (("with vmlinux", (vmlinux, image)), ("without", (image,))):
+                ours = (program, "procs", *files)
+                commands[f"kvm-dbg procs {what}, warm"] = Command(ours, environment={"XDG_CACHE_HOME": str(warm)})
+                commands[f"kvm-dbg procs {what}, cold"] = Command(
                     ours,
                     environment={"XDG_CACHE_HOME": str(cold)},
                     before=lambda: shutil.rmtree(cold, ignore_errors=True),
-                ),
-                "drgn-crash ps": Command((drgn, vmlinux, image), stdin="ps\n"),
-            }
+                )
+            commands["drgn-crash ps"] = Command((drgn, vmlinux, image), stdin="ps\n")
             lines = {key: len(run_once(command)[2].splitlines()) for key, command in commands.items()}
             show(f"{SCENARIO} {name}, lines printed {lines}", compare(commands), "drgn-crash ps")
 
