@@ -10,6 +10,7 @@ Facts: include/uapi/linux/btf.h and Documentation/bpf/btf.rst; the bytes are `bt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property, partial
 
 from kvm_dbg.debuginfo.base import (
@@ -30,6 +31,7 @@ from kvm_dbg.debuginfo.base import (
 from kvm_dbg.debuginfo.btf_data import (
     ARRAY,
     CONST,
+    DATASEC,
     ENUM,
     ENUM64,
     ENUMERATOR_PREFIX,
@@ -151,6 +153,22 @@ class BtfTypes(TypeTable):
             if words[at + 1] >> 24 & KIND_MASK == VAR and self.data.name(words[at]) == wanted:
                 return self.type_by_id(words[at + 2])
         return self.base.find_variable(name) if self.base is not None else None
+
+    def for_each_variable_of(self, section: str) -> Iterator[tuple[str, int, int]]:
+        """Yield (name, offset in the section, size) of the variables of a data section, sizes in bytes.
+
+        Raises:
+            FormatError: a record is cut off, or leads to no variable.
+        """
+        words = self.data.words
+        for at in self.data.offsets:
+            info = words[at + 1]
+            if info >> 24 & KIND_MASK != DATASEC or self.data.name(words[at]) != section.encode():
+                continue
+            for member in range(info & VLEN_MASK):
+                type_id, offset, size = words[at + 3 + 3 * member : at + 6 + 3 * member]
+                variable = self.data.record(type_id)
+                yield self.data.name(words[variable]).decode("utf-8", "backslashreplace"), offset, size
 
     def type_by_id(self, type_id: int) -> Type:
         """Return the type with a number, behind its qualifiers. Raises FormatError, UnsupportedError."""

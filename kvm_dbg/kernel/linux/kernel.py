@@ -30,6 +30,7 @@ from kvm_dbg.symbols.base import SymbolTable
 from kvm_dbg.symbols.elf import ElfSymbolTable
 from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 
+FIRST_DATA = "init_task"  # kallsyms has it only with CONFIG_KALLSYMS_ALL
 MAX_BTF = 1 << 28  # bytes; a kernel's BTF has 4 to 10 MiB
 
 
@@ -165,10 +166,19 @@ def _from_memory(image: MemoryImage, boot: Boot, index_directory: str | None) ->
         if places is None:
             return None, "kallsyms was not found in its memory"
         index = _index(index_directory, boot.build_id)
-        symbols = read_kallsyms(space, places, find_known(boot.vmcoreinfo), index=index)
+        symbols: SymbolTable = read_kallsyms(space, places, find_known(boot.vmcoreinfo), index=index)
     except (ReadError, CorruptError, FormatError) as error:
         return None, str(error)
-    quirk = "no vmlinux: symbols are those of the kernel's own kallsyms"
+    quirks: tuple[str, ...] = ("no vmlinux: symbols are those of the kernel's own kallsyms",)
+    if symbols.find(FIRST_DATA) is None:
+        from kvm_dbg.kernel.linux.derive import derive_data_symbols
+        from kvm_dbg.symbols.kallsyms import ListedSymbols
+
+        derived, more = derive_data_symbols(
+            space, symbols, boot.vmcoreinfo, lambda: boot_x86_64.for_each_kernel_block(space, BLOCK, 0)
+        )
+        symbols = ListedSymbols([*symbols.for_each(), *derived])
+        quirks += more
     kernel = LinuxKernel(
         image,
         boot,
@@ -177,7 +187,7 @@ def _from_memory(image: MemoryImage, boot: Boot, index_directory: str | None) ->
         _types_in_memory,
         slide=boot.slide or 0,
         index_directory=index_directory,
-        quirks=(quirk,),
+        quirks=quirks,
     )
     return kernel, ""
 
