@@ -15,7 +15,7 @@ from kvm_dbg.kernel.base import Kernel
 from tests.lab import SCENARIOS, Dump, ProcessTruth, find
 
 PRIMARY = ("elf", "lzo-d0", "vmcore", "zlib-d31")  # the first of these that a scenario has is compared in full
-MOVERS = frozenset((b"busy", b"crasher"))  # one runs all the time, the other makes the kernel panic
+MOVERS = frozenset((b"busy", b"crasher", b"toiler"))  # the first runs all the time, the others are made to
 TRANSIENT = frozenset((b"ps", b"dmesg", b"uname", b"cat", b"sh"))
 
 NAMES = tuple(scenario.name for scenario in SCENARIOS)

@@ -10,6 +10,7 @@ import pytest
 
 from kvm_dbg.commands.core_file import CoreFile
 from kvm_dbg.elf import ElfFile, open_elf
+from kvm_dbg.errors import UnsupportedError
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import Kernel, Process
 from tests.golden.subject import Subject, find_subject
@@ -17,6 +18,7 @@ from tests.lab import ProcessTruth
 
 NT_PRSTATUS, NT_PRPSINFO, NT_AUXV = 1, 3, 6
 PT_LOAD = 1
+IA32 = b"ia32"
 AT_EXECFN = 31
 PRSTATUS_PID, PRSTATUS_REGISTERS = 32, 112
 # The first members of struct user_regs_struct, arch/x86/include/asm/user_64.h
@@ -47,7 +49,7 @@ def write_core(kernel: Kernel, process: Process, path: Path) -> tuple[int, int]:
 def with_memory(subject: Subject) -> Iterator[tuple[ProcessTruth, Process]]:
     found = {process.pid: process for process in system_of(subject.kernel).for_each_process(subject.kernel)}
     for truth in subject.settled():
-        if subject.truth.contents.get(f"proc/{truth.pid}/maps"):
+        if subject.truth.contents.get(f"proc/{truth.pid}/maps") and truth.comm != IA32:
             yield truth, found[truth.pid]
 
 
@@ -60,6 +62,13 @@ def read(core: ElfFile, path: Path, address: int, size: int) -> bytes:
             assert segment.vaddr + segment.filesz >= address + size
             return data[start : start + size]
     raise AssertionError(f"{address:#x} is in no segment")
+
+
+def test_a_32_bit_process_has_no_core_file(subject: Subject, tmp_path: Path) -> None:
+    processes = system_of(subject.kernel).for_each_process(subject.kernel)
+    [process] = [process for process in processes if process.command == IA32.decode()]
+    with pytest.raises(UnsupportedError, match="32-bit"):
+        write_core(subject.kernel, process, tmp_path / "core")
 
 
 def test_registers_and_vectors_equal_proc(subject: Subject) -> None:

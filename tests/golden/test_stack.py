@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import pytest
 
@@ -17,8 +18,12 @@ from tests.sample import ARCHIVE
 IMAGE_IS_ENOUGH = True
 
 PROC_LINE = re.compile(r"\[<0>\] (\S+?)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?")
-LOG_LINE = re.compile(r"\[[ .\d]+\](?:\[ *\w+\])? +(\S+?)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?\s*")
-LOG_USER = re.compile(r"\[[ .\d]+\](?:\[ *\w+\])? RIP: 0033:0x([0-9a-f]+)\s*")
+LOG_PREFIX = re.compile(r"^\[[ .\d]+\](?:\[ *\w+\])?")
+LOG_LINE = re.compile(r"(\S+?)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?")
+LOG_INTERRUPTED = re.compile(r"RIP: (\w{4}):(.*)")
+LOG_REGISTER = re.compile(r"\b(R|EFLAGS)0?(\w*): (?:\w{4}:)?([0-9a-f]{8,16})\b")
+HEADING = re.compile(r"<(/?)(\S+)>")
+PANICKING = ("sysrq_handle_crash", "unknown_nmi_error")  # who calls panic() in the lab's guests
 WRITER = 1  # init writes the truth down: it sees its own stack from within
 RCU = (b"rcu_preempt", b"rcu_sched")  # wakes up every few milliseconds, without a tick of CPU time to show for it
 
@@ -88,36 +93,92 @@ def test_what_cpus_run_ends_in_user_space_or_where_the_cpu_began(subject: Subjec
             assert "scan" not in {frame.how for frame in frames}
 
 
-def trace_of(lines: Iterable[str]) -> tuple[list[Place], int]:
-    """Return the certain frames of the last call trace in a log, and the user address that it ends with."""
-    found: list[Place] = []
-    user = 0
-    inside = False
+class TraceFrame(NamedTuple):
+    """A line of a call trace: the stack under whose heading it stands, and the place."""
+
+    stack: str
+    place: Place
+
+
+class Trace(NamedTuple):
+    """A call trace in the log: its certain frames, and what it says of the registers that an exception saved.
+
+    interrupted: index of a frame in `frames` to its registers; the frame of user space has the index after the last.
+    """
+
+    frames: list[TraceFrame]
+    interrupted: dict[int, dict[str, int]]
+
+
+def trace_of(lines: Iterable[str]) -> Trace:
+    """Return the last call trace in a log. Kernels before 5.16 have no heading for the task's own stack."""
+    trace = Trace([], {})
+    stack = ""
+    registers: dict[str, int] = {}
     for line in lines:
-        if "Call Trace:" in line:
-            found, user, inside = [], 0, True
-        elif inside and (match := LOG_LINE.fullmatch(line)):
-            found.append(matched(match))
-        elif inside and (match := LOG_USER.fullmatch(line)):
-            user, inside = int(match[1], 16), False
-    return found, user
+        text = LOG_PREFIX.sub("", line).strip()
+        if text == "Call Trace:":
+            trace, stack = Trace([], {}), "TASK"
+        elif not stack:
+            continue
+        elif heading := HEADING.fullmatch(text):
+            stack = "TASK" if heading[1] else heading[2]
+        elif match := LOG_LINE.fullmatch(text):
+            trace.frames.append(TraceFrame(stack, matched(match)))
+        elif interrupted := LOG_INTERRUPTED.fullmatch(text):
+            registers = trace.interrupted[len(trace.frames)] = {"cs": int(interrupted[1], 16)}
+            if match := LOG_LINE.fullmatch(interrupted[2]):
+                trace.frames.append(TraceFrame(stack, matched(match)))
+            else:
+                registers["rip"] = int(interrupted[2], 16)
+        elif trace.interrupted and not text.startswith("Code:"):
+            registers |= {(r + n).lower(): int(value, 16) for r, n, value in LOG_REGISTER.findall(text)}
+            if text.startswith("R13:") and registers["cs"] & 3:
+                return trace
+    return trace
 
 
-def test_the_panic_equals_what_the_guest_printed(subject: Subject) -> None:
-    """The trace was printed a little earlier than the dump was taken, from the same place in panic()."""
-    if not subject.crashed:
-        return
+def panic_trace(subject: Subject) -> Trace:
+    """Return the trace that the guest printed when it panicked, from the function on that called panic()."""
     lines = subject.dump.console.read_text(errors="replace").splitlines()
     crash = next(index for index, line in enumerate(lines) if "Kernel panic - not syncing" in line)
     end = next((index for index, line in enumerate(lines) if index > crash and "Linux version" in line), len(lines))
-    theirs, user = trace_of(lines[crash:end])
+    trace = trace_of(lines[crash:end])
+    names = [(frame.place[0] or "").removesuffix(".cold") for frame in trace.frames]
+    first = next(index for index, name in enumerate(names) if name in PANICKING)
+    assert {"panic", "vpanic"} & set(names[:first])
+    return Trace(trace.frames[first:], {index - first: saved for index, saved in trace.interrupted.items()})
+
+
+def test_the_panic_equals_what_the_guest_printed(subject: Subject) -> None:
+    """The trace was printed a little earlier than the dump was taken, from the same place in panic().
+
+    Frames, the stacks that they are on, and the registers of what was interrupted on the way.
+    """
+    if not subject.crashed:
+        return
+    theirs = panic_trace(subject)
     system, kernel = system_of(subject.kernel), subject.kernel
     frames = list(system.unwind(kernel, next(system.for_each_thread(kernel))))
-    ours = places(frames)
-    caller = ("sysrq_handle_crash", theirs[[place[0] for place in theirs].index("sysrq_handle_crash")][1], None)
-    assert ours[ours.index(caller) :] == theirs[theirs.index(caller) :]
-    assert [place[0] for place in ours[: ours.index(caller)]][-1] == "panic"
-    assert (frames[-1].stack, frames[-1].pc) == ("USER", user)
+    assert not any(frame.why for frame in frames)
+    assert (frames[-1].stack, frames[-1].how) == ("USER", "exception")
+    first = places(frames).index(theirs.frames[0].place)
+    assert "panic" in [frame.name for frame in frames[:first]]
+    ours = frames[first:]
+    assert places(ours) == [frame.place for frame in theirs.frames]
+    # where registers are printed, they stand under the stack on which they were saved: that of the frame before
+    shown = [
+        ours[index - 1].stack if index in theirs.interrupted else ours[index].stack for index in range(len(ours) - 1)
+    ]
+    assert shown == [frame.stack for frame in theirs.frames]
+    assert [index for index, frame in enumerate(ours) if frame.registers is not None] == list(theirs.interrupted)
+    for index, said in theirs.interrupted.items():
+        frame = ours[index]
+        assert frame.registers is not None
+        assert frame.exact
+        assert (frame.registers["rip"], frame.registers["rsp"]) == (frame.pc, frame.sp)
+        assert said.items() <= dict(frame.registers).items()
+        assert {"rip" if frame.stack == "USER" else "rax", "rsp", "r15"} <= set(said)
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +189,15 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 def test_the_oops_of_the_sample_equals_what_it_printed(sample: Sample) -> None:
     """It crosses two modules."""
     lines = (ARCHIVE.parent / "truth" / "console").read_text(errors="replace").splitlines()
-    theirs, user = trace_of(lines)
-    assert {module for _, _, module in theirs} == {"shelf", "shelf_proc", None}
+    theirs = trace_of(lines)
+    printed = [frame.place for frame in theirs.frames]
+    assert {module for _, _, module in printed} == {"shelf", "shelf_proc", None}
     session = sample.open()
     system, kernel = session.system, session.kernel
     frames = list(system.unwind(kernel, next(system.for_each_thread(kernel))))
-    assert places(frames) == [("take_back", 0xA, "shelf"), *theirs]  # the log's RIP: line, and its trace
+    assert places(frames) == [("take_back", 0xA, "shelf"), *printed]  # the log's RIP: line, and its trace
     assert any("RIP: 0010:take_back+0xa/0x1d [shelf]" in line for line in lines)
     assert {frame.how for frame in frames} == {"registers", "orc", "exception"}
-    assert (frames[-1].stack, frames[-1].pc) == ("USER", user)
+    user = theirs.interrupted[len(printed)]
+    assert (frames[-1].stack, frames[-1].pc, frames[-1].sp) == ("USER", user["rip"], user["rsp"])
     session.close()

@@ -148,10 +148,12 @@ def test_summary_of_a_panic(subject: Subject) -> None:
     if not subject.crashed:
         assert summary.panic_message is None
         return
-    assert summary.panic_message == "Kernel panic - not syncing: sysrq triggered crash"
+    said = subject.dump.manifest["panic"]
+    assert summary.panic_message == f"Kernel panic - not syncing: {said['message']}"
     assert summary.panic_task is not None
-    assert summary.panic_task.command == "crasher"
+    assert summary.panic_task.command == said["comm"]
     assert summary.panic_lid == summary.panic_task.pid
     first = next(system_of(kernel).for_each_thread(kernel))
-    assert (first.name, first.on_cpu, first.cpu) == ("crasher", True, summary.panic_cpu)
+    assert (first.name, first.on_cpu, first.cpu) == (said["comm"], True, said["cpu"])
+    assert summary.panic_cpu == said["cpu"]
     assert {"rip", "rsp", "rbp"} <= set(first.registers)

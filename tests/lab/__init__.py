@@ -13,12 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.lab.build import build, find
-from tests.lab.dump import Dump, DumpFile, ProcessTruth, ThreadTruth, Truth
+from tests.lab.dump import CaughtFile, Dump, DumpFile, ProcessTruth, ThreadTruth, Truth
 from tests.lab.scenario import KERNELS, SCENARIOS, LabError, Scenario, find_scenario
 
 __all__ = [
-    "KERNELS", "SCENARIOS", "Dump", "DumpFile", "LabError", "ProcessTruth", "Scenario", "ThreadTruth", "Truth",
-    "build", "find", "find_scenario", "scenario_path",
+    "KERNELS", "SCENARIOS", "CaughtFile", "Dump", "DumpFile", "LabError", "ProcessTruth", "Scenario", "ThreadTruth",
+    "Truth", "build", "find", "find_scenario", "scenario_path",
 ]  # fmt: skip
 
 

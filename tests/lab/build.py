@@ -15,10 +15,11 @@ from pathlib import Path
 from tests.lab import cache
 from tests.lab.derive import FileList, collect_from_guest, derive_on_host
 from tests.lab.dump import Dump, Truth
-from tests.lab.guest import SOURCES, find_program, write_crash_initramfs, write_initramfs
+from tests.lab.gdbstub import Gdbstub
+from tests.lab.guest import SOURCES, compile_programs, find_program, write_crash_initramfs, write_initramfs
 from tests.lab.package import MODULES, KernelFiles, check_tools, kernel_key, obtain_kernel
 from tests.lab.qemu import FOUR_GIB, Machine, dig_holes, split_memory
-from tests.lab.scenario import LabError, Scenario, Take, find_kernel, find_scenario
+from tests.lab.scenario import CATCHES, LabError, Scenario, Take, Trigger, find_catch, find_kernel, find_scenario
 
 Report = Callable[[str], None]
 
@@ -26,6 +27,7 @@ _TRUTH_DISK = 256 << 20
 _SECOND_TRUTH = 128 << 20
 _BOOT_TIMEOUT = 600
 _DUMP_TIMEOUT = 1200
+_CODE = ("build.py", "cpio.py", "derive.py", "gdbstub.py", "guest.py", "qemu.py")
 _KERNEL_MAP = 0xFFFFFFFF80000000
 
 
@@ -37,8 +39,8 @@ def _say_nothing(_text: str) -> None:
 def _code_key() -> str:
     """Return a digest of what makes and fills the guests, as it was when first asked."""
     here = Path(__file__).parent
-    code = cache.digest_source(*(here / name for name in ("build.py", "cpio.py", "derive.py", "guest.py", "qemu.py")))
-    return cache.digest(code, *sorted(SOURCES.iterdir()))
+    code = cache.digest_source(*(here / name for name in _CODE))
+    return cache.digest(code, CATCHES, *sorted(SOURCES.iterdir()))
 
 
 def _key(scenario: Scenario) -> str:
@@ -86,6 +88,7 @@ class Builder:
         self._scenario, self._kernel, self._root, self._work, self._report = scenario, kernel, root, work, report
         self._scratch = work / "scratch"
         self._files = FileList(work, lambda text: report(f"{scenario.name}: {text}"))
+        self._caught: list[dict[str, object]] = []
         self._said: list[str] = []
 
     def run(self) -> None:
@@ -96,7 +99,9 @@ class Builder:
         if self._scenario.take is Take.KDUMP:
             crash = self._kernel.vmlinuz, self._scratch / "crash-initrd"
             write_crash_initramfs(crash[1], self._scratch, self._kernel.modules, self._kernel.tools)
-        write_initramfs(initramfs, self._scratch, self._kernel.modules, MODULES, crash)
+        programs = self._work / "programs"
+        compile_programs(programs)
+        write_initramfs(initramfs, self._scratch, self._kernel.modules, MODULES, programs, crash)
         disks = [self._make_disk("truth.img", _TRUTH_DISK)]
         if crash:
             disks.append(self._make_disk("out.img", self._scenario.memory * 4 << 20))
@@ -105,10 +110,12 @@ class Builder:
         with Machine(self._scenario, self._kernel.vmlinuz, initramfs, self._words(), disks, self._scratch) as machine:
             machine.wait_for("READY", _BOOT_TIMEOUT)
             self._report(f"{self._scenario.name}: guest ready")
+            extract_tar(disks[0], 0, self._work / "truth.tar")
             self._take(machine)
             self._said = machine.said
         shutil.copy(machine.console, self._work / "console.log")
-        self._keep_truth(disks[0])
+        if self._scenario.take is Take.PAUSED:
+            extract_tar(disks[0], _SECOND_TRUTH, self._work / "truth-after.tar")
         if crash:
             self._collect(disks[1])
         if self._scenario.derived:
@@ -142,8 +149,9 @@ class Builder:
             machine.execute("cont")
             machine.send("again")
             machine.wait_for("READY", _BOOT_TIMEOUT)
+            self._take_caught(machine)
         elif self._scenario.take is Take.PANIC:
-            machine.send("panic")
+            self._panic(machine)
             machine.wait_for_console(b"end Kernel panic", _BOOT_TIMEOUT)
             machine.execute("stop")
             self._dump_from_outside(machine)
@@ -153,6 +161,47 @@ class Builder:
             if answer != "DUMPED 0":
                 console = machine.console.read_text(errors="replace")[-1500:]
                 raise LabError(f"{self._scenario.name}: crash.sh failed with {answer}: {console}")
+
+    def _panic(self, machine: Machine) -> None:
+        """Pull the scenario's trigger where it shall be pulled."""
+        scenario, stub = self._scenario, None
+        if scenario.at:
+            stub = self._set_to_work(machine)
+            self._run_to(machine, stub, scenario.at)
+        if scenario.trigger is Trigger.PROCESS:
+            machine.send("panic")
+        elif scenario.trigger is Trigger.INTERRUPT:
+            machine.press_sysrq("c")
+        else:
+            machine.execute("inject-nmi")
+        if stub is not None:
+            stub.leave()
+
+    def _take_caught(self, machine: Machine) -> None:
+        """Dump the guest at each of the scenario's catches."""
+        if not self._scenario.catches:
+            return
+        stub = self._set_to_work(machine)
+        for name in self._scenario.catches:
+            registers = self._run_to(machine, stub, name)
+            machine.dump(self._work / f"caught-{name}")
+            self._caught.append({**asdict(find_catch(name)), "registers": registers})
+
+    def _set_to_work(self, machine: Machine) -> Gdbstub:
+        machine.send("toil")
+        machine.wait_for("TOILING", _BOOT_TIMEOUT)
+        return machine.attach()
+
+    def _run_to(self, machine: Machine, stub: Gdbstub, name: str) -> dict[str, int]:
+        catch = find_catch(name)
+        if catch.nmi_at:
+            self._run_to(machine, stub, catch.nmi_at)
+            machine.execute("inject-nmi")
+        return stub.run_to(catch, self._symbols[catch.function])
+
+    @functools.cached_property
+    def _symbols(self) -> dict[str, int]:
+        return Truth(self._work / "truth.tar").symbols
 
     def _dump_from_outside(self, machine: Machine) -> None:
         formats = machine.find_formats()
@@ -192,11 +241,6 @@ class Builder:
 
     # ---- keeping ----
 
-    def _keep_truth(self, disk: Path) -> None:
-        extract_tar(disk, 0, self._work / "truth.tar")
-        if self._scenario.take is Take.PAUSED:
-            extract_tar(disk, _SECOND_TRUTH, self._work / "truth-after.tar")
-
     def _collect(self, disk: Path) -> None:
         """Take what the crash kernel wrote off its disk."""
         out = self._scratch / "out"
@@ -229,7 +273,7 @@ class Builder:
             "name": scenario.name,
             "release": kernel.release,
             "version": kernel.version,
-            "scenario": {**asdict(scenario), "take": scenario.take.value},
+            "scenario": {**asdict(scenario), "take": scenario.take.value, "trigger": scenario.trigger.value},
             "levels": scenario.levels,
             "memory": scenario.memory << 20,
             "slide": slide,
@@ -237,6 +281,8 @@ class Builder:
             "command_line": truth.text("proc/cmdline").strip(),
             "panic": self._find_panic(),
             "files": self._files.entries,
+            "caught": self._caught,
+            "programs": "programs",
             "refused": self._files.refused,
             "warnings": warnings,
             "tools": find_versions(),

@@ -31,6 +31,17 @@ class DumpFile:
 
 
 @dataclass(frozen=True)
+class CaughtFile:
+    """QEMU's ELF dump of the guest at a catch (scenario.Catch); taken later than everything else."""
+
+    path: Path
+    function: str
+    """CPU 0 is at its first instruction."""
+    registers: dict[str, int]
+    """Of CPU 0: what QEMU's stub for gdb said."""
+
+
+@dataclass(frozen=True)
 class ThreadTruth:
     """One /proc/PID/task/TID."""
 
@@ -242,6 +253,13 @@ class Dump:
             )
             for entry in self.manifest["files"]
         }
+        self.caught: dict[str, CaughtFile] = {
+            entry["name"]: CaughtFile(path / f"caught-{entry['name']}", entry["function"], entry["registers"])
+            for entry in self.manifest["caught"]
+        }
+        """By the name of the catch."""
+        self.programs = path / self.manifest["programs"]
+        """Programs with symbols and the libraries that they use, in the places that they have in the guest."""
         self.truth = Truth(path / "truth.tar")
         """Taken right before the dump."""
         after = path / "truth-after.tar"

@@ -1,4 +1,4 @@
-"""Build what the guest runs: an initramfs of our two C programs, busybox, a few Debian tools and kernel modules."""
+"""Build what the guest runs: an initramfs of our C programs, busybox, a few Debian tools and kernel modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import lzma
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.lab.cpio import Archive
 from tests.lab.scenario import LabError
@@ -15,6 +17,22 @@ SOURCES = Path(__file__).with_name("guest")
 SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for: the distribution's places only, whatever the user's PATH says."""
 
+
+class Program(NamedTuple):
+    """A program of the zoo that has symbols and is kept beside the dump. path: as the guest sees it."""
+
+    path: str
+    source: str
+    options: tuple[str, ...]
+
+
+PROGRAMS = (
+    Program("/zoo/lib/libcallee.so", "callee.c", ("-g", "-O0", "-shared", "-fPIC", "-Wl,-soname,libcallee.so")),
+    Program("/zoo/caller", "caller.c", ("-g", "-O0", "-pthread", "-Wl,-rpath,$ORIGIN/lib", "-L:/zoo/lib", "-lcallee")),
+    Program("/zoo/ia32", "ia32.c", ("-g", "-O0", "-m32", "-nostdlib", "-static")),
+    Program("/zoo/toiler", "toiler.c", ("-g", "-O2", "-static")),
+)
+"""In the order in which they are compiled; "-L:" is a directory of the guest."""
 _KEEPER = "keeper"
 _ANIMALS = re.compile(r'(?:\{|spawn\(|animals? = )"([\w-]+)", (?:\w+\}|\(char|nothing|many)|strcmp\(name, "(\w+)"\)')
 _TOOLS = ("ps", "dmesg")
@@ -40,6 +58,29 @@ def compile_program(name: str, out: Path) -> bytes:
     if result.returncode:
         raise LabError(f"{' '.join(command)} failed:\n{result.stderr}")
     return program.read_bytes()
+
+
+def compile_programs(root: Path) -> None:
+    """Compile PROGRAMS, and copy the libraries that they need, to their places in the guest's tree below `root`.
+
+    Raises LabError with the compiler's words.
+    """
+    for program in PROGRAMS:
+        target = root / program.path[1:]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        options = [option.replace("-L:", f"-L{root}") for option in program.options]
+        flags = [flag for flag in options if not flag.startswith("-l")]
+        libraries = [flag for flag in options if flag.startswith("-l")]
+        prefix = f"-ffile-prefix-map={SOURCES}=/usr/src/zoo"
+        command = [str(find_program("gcc")), prefix, *flags, "-o", str(target), program.source, *libraries]
+        result = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True)
+        if result.returncode:
+            raise LabError(f"{' '.join(command)} failed:\n{result.stderr}")
+        for library in find_libraries(target):
+            copy = root / str(library)[1:]
+            if not library.is_relative_to(root) and not copy.exists():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(library, copy)
 
 
 def find_libraries(program: Path) -> list[Path]:
@@ -101,7 +142,12 @@ def find_modules(tree: Path, wanted: tuple[str, ...]) -> list[Path]:
 
 
 def write_initramfs(
-    path: Path, work: Path, tree: Path, modules: tuple[str, ...], crash: tuple[Path, Path] | None = None
+    path: Path,
+    work: Path,
+    tree: Path,
+    modules: tuple[str, ...],
+    programs: Path,
+    crash: tuple[Path, Path] | None = None,
 ) -> None:
     """Write the guest's initramfs to `path`.
 
@@ -110,11 +156,15 @@ def write_initramfs(
         work: a directory for the compiler's output.
         tree: the kernel package's module tree.
         modules: the names of the modules to load.
+        programs: what compile_programs() made.
         crash: the crash kernel and its initramfs, if the guest shall load one.
     """
     with path.open("wb") as file:
         archive = Archive(file)
-        _add_base(archive, work, _TOOLS if crash is None else (*_TOOLS, "kexec"))
+        ours = {f"/{path.relative_to(programs)}": path for path in sorted(programs.rglob("*")) if path.is_file()}
+        _add_base(archive, work, _TOOLS if crash is None else (*_TOOLS, "kexec"), ours)
+        for name, source in ours.items():
+            archive.add_file(name, source.read_bytes(), 0o755)
         _add_modules(archive, find_modules(tree, modules))
         archive.add_file("/zoo/keeper", compile_program("zoo", work), 0o755)
         for animal in sorted(find_animals() - {_KEEPER}):
@@ -140,7 +190,7 @@ def write_crash_initramfs(path: Path, work: Path, tree: Path, tools: Path) -> No
         archive.close()
 
 
-def _add_base(archive: Archive, work: Path, tools: tuple[str, ...]) -> None:
+def _add_base(archive: Archive, work: Path, tools: tuple[str, ...], present: Collection[str] = ()) -> None:
     archive.add_device("/dev/console", 5, 1)
     archive.add_file("/init", compile_program("init", work), 0o755)
     programs = [find_program(name) for name in ("busybox", *tools)]
@@ -149,7 +199,8 @@ def _add_base(archive: Archive, work: Path, tools: tuple[str, ...]) -> None:
     for applet in ("sh", "mount", "umount", "mkdir", "cut", "tee", "cp", "rm", "dd", "cat", "grep"):
         archive.add_link(f"/bin/{applet}", "busybox")
     for library in sorted({library for program in programs for library in find_libraries(program)}):
-        archive.add_file(str(library), library.read_bytes(), 0o755)
+        if str(library) not in present:
+            archive.add_file(str(library), library.read_bytes(), 0o755)
 
 
 def _add_modules(archive: Archive, files: list[Path]) -> None:

@@ -1,7 +1,7 @@
 """Run one guest: start QEMU, wait for words on the guest's control port, stop it, let QEMU write its memory.
 
-Both of QEMU's sockets (QMP and the guest's second serial port) are socket pairs that it inherits, so nothing is left on
-disk and nobody else can connect.
+QEMU's sockets (QMP, the guest's second serial port, gdb's protocol) are socket pairs that it inherits, so nothing is
+left on disk and nobody else can connect.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from tests.lab.gdbstub import Gdbstub
 from tests.lab.guest import find_program
 from tests.lab.scenario import LabError, Scenario
 
@@ -67,14 +68,18 @@ class Machine:
             initramfs: the initramfs.
             words: the kernel's command line.
             disks: raw images, /dev/vda first.
-            work: a directory for console.log and qemu.log.
+            work: a directory for console.out and qemu.log.
         """
-        self.console = work / "console.log"
+        self.console, self._keyboard = work / "console.out", work / "console.in"  # the names are QEMU's
+        self.console.touch()
+        os.mkfifo(self._keyboard)
         self.memory = scenario.memory * MEGABYTE
         self._name = scenario.name
         self._log = work / "qemu.log"
-        qmp, self._their_qmp = socket.socketpair()
-        control, self._their_control = socket.socketpair()
+        qmp, their_qmp = socket.socketpair()
+        control, their_control = socket.socketpair()
+        gdb, their_gdb = socket.socketpair()
+        theirs = (their_qmp, their_control, their_gdb)
         cpu = "max" if scenario.levels == 5 else "max,la57=off"
         command = [
             str(find_program("setpriv")), "--pdeathsig", "KILL", "--",
@@ -82,9 +87,11 @@ class Machine:
             "-m", str(scenario.memory), "-smp", str(scenario.cpus), "-cpu", cpu,
             "-nodefaults", "-display", "none", "-no-reboot",
             "-kernel", str(kernel), "-initrd", str(initramfs), "-append", " ".join(words),
-            "-serial", f"file:{self.console}",
-            "-chardev", f"socket,id=control,fd={self._their_control.fileno()}", "-serial", "chardev:control",
-            "-chardev", f"socket,id=qmp,fd={self._their_qmp.fileno()}", "-mon", "chardev=qmp,mode=control",
+            "-chardev", f"pipe,id=console,path={self.console.with_suffix('')}",
+            "-serial", "chardev:console",
+            "-chardev", f"socket,id=control,fd={their_control.fileno()}", "-serial", "chardev:control",
+            "-chardev", f"socket,id=qmp,fd={their_qmp.fileno()}", "-mon", "chardev=qmp,mode=control",
+            "-chardev", f"socket,id=gdb,fd={their_gdb.fileno()}",
         ]  # fmt: skip
         for number, disk in enumerate(disks):
             command += ["-drive", f"if=none,id=d{number},file={disk},format=raw,cache=unsafe",
@@ -94,11 +101,11 @@ class Machine:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=(self._their_qmp.fileno(), self._their_control.fileno()),
+                pass_fds=[end.fileno() for end in theirs],
             )  # fmt: skip
-        self._their_qmp.close()
-        self._their_control.close()
-        self._qmp_socket, self._control = qmp, control
+        for end in theirs:
+            end.close()
+        self._qmp_socket, self._control, self._gdb = qmp, control, gdb
         self._qmp = qmp.makefile("rb")
         self._pending = b""
         self.said: list[str] = []
@@ -128,6 +135,7 @@ class Machine:
         self._qmp.close()
         self._qmp_socket.close()
         self._control.close()
+        self._gdb.close()
 
     def send(self, word: str) -> None:
         """Send a line to the guest's control port."""
@@ -183,6 +191,16 @@ class Machine:
                 raise self._error(f"QMP {command}: {message['error']['desc']}")
             if "return" in message:
                 return message["return"]
+
+    def attach(self) -> Gdbstub:
+        """Stop the guest and return QEMU's stub for gdb, which from now on says when it runs; not more than once."""
+        self.execute("human-monitor-command", **{"command-line": "gdbserver chardev:gdb"})
+        return Gdbstub(self._gdb, self._name)
+
+    def press_sysrq(self, key: str) -> None:
+        """Send a break and a key to the guest's console."""
+        self.execute("chardev-send-break", id="console")
+        self._keyboard.write_text(key)
 
     def find_formats(self) -> list[str]:
         """Return the formats that dump-guest-memory of this QEMU writes."""

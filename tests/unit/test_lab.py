@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import socket
 import struct
 import tarfile
 import threading
@@ -16,8 +18,9 @@ from tests.lab.build import extract_tar
 from tests.lab.cpio import Archive
 from tests.lab.derive import FileList, collect_from_guest, move_program_headers
 from tests.lab.dump import Dump, Truth
+from tests.lab.gdbstub import REGISTERS, Gdbstub
 from tests.lab.qemu import copy_sparse, split_memory
-from tests.lab.scenario import KERNELS, SCENARIOS, LabError, find_kernel, find_scenario
+from tests.lab.scenario import CATCHES, KERNELS, SCENARIOS, Catch, LabError, find_catch, find_kernel, find_scenario
 
 GIB = 1 << 30
 
@@ -349,7 +352,7 @@ def test_the_guest_at_large_is_parsed(truth: Truth) -> None:
 def test_what_moved_is_what_differs_after_the_dump(tmp_path: Path) -> None:
     manifest = {
         "name": "x", "release": "6.1", "levels": 4, "memory": 4096, "slide": 0, "phys_base": 0, "kernel_root": "..",
-        "vmlinux": "v", "modules": "m", "debug": "d",
+        "vmlinux": "v", "modules": "m", "debug": "d", "caught": [], "programs": "p",
         "files": [{"kind": "elf", "names": ["elf"], "form": "elf", "level": None, "damage": ""}],
     }  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
@@ -368,3 +371,59 @@ def test_what_moved_is_what_differs_after_the_dump(tmp_path: Path) -> None:
     assert dump.files["elf"].paths == (tmp_path / "elf",)
     (tmp_path / "truth-after.tar").unlink()
     assert Dump(tmp_path).moved == frozenset()
+
+
+# ---- catches ----
+
+
+def test_what_scenarios_catch_exists() -> None:
+    used = {name for scenario in SCENARIOS for name in (*scenario.catches, scenario.at) if name}
+    used |= {catch.nmi_at for catch in CATCHES if catch.nmi_at}
+    assert used == {find_catch(name).name for name in used}
+    with pytest.raises(LabError, match="softirq"):
+        find_catch("nonsense")
+
+
+def test_a_cpu_is_caught_where_its_register_fits() -> None:
+    """CPU 1 comes first, then CPU 0 with another argument; both times the guest must go a step before it goes on."""
+    catch = Catch("tick", "update_process_times", ("rdi", 1, 0))
+    ours, theirs = socket.socketpair()
+    heard: list[str] = []
+
+    def stub(stops: list[tuple[int, int]]) -> None:
+        cpu, argument, received = 0, 0, b""
+        while data := theirs.recv(4096):
+            received += data
+            packet = re.fullmatch(rb"\+*\$([^#]*)#(..)", received)
+            if packet is None:
+                continue  # an acknowledgement alone
+            received = b""
+            heard.append(packet[1].decode())
+            assert int(packet[2], 16) == sum(packet[1]) % 256
+            answer = "OK"
+            if packet[1] == b"c":
+                cpu, argument = stops.pop(0)
+            if packet[1] in (b"c", b"s"):
+                answer = f"T05thread:{cpu + 1:02x};"
+            if packet[1] == b"g":
+                words = [argument if name == "rdi" else 0x1000 if name == "rip" else 7 for name in REGISTERS]
+                answer = struct.pack(f"<{len(words)}Q", *words).hex() + "00" * 64
+            theirs.sendall(b"+$%s#%02x" % (answer.encode(), sum(answer.encode()) % 256))
+
+    thread = threading.Thread(target=stub, args=([(1, 0), (0, 1), (0, 2)],))
+    thread.start()
+    registers = Gdbstub(ours, "guest").run_to(catch, 0x1000)
+    ours.close()
+    thread.join()
+    theirs.close()
+    assert (registers["rip"], registers["rdi"], registers["rax"]) == (0x1000, 2, 7)
+    around = ["Z1,1000,1", "c", "z1,1000,1", "g"]
+    assert heard == [*around, "s", *around, "s", *around]
+
+
+def test_a_stub_that_refuses_is_an_error() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"+$E22#a9")
+        with pytest.raises(LabError, match=r"guest.*E22"):
+            Gdbstub(ours, "guest").run_to(Catch("tick", "update_process_times"), 0x1000)

@@ -581,6 +581,10 @@ int main(void)
 			keep_truth(SECOND_TRUTH, 1);
 			say("READY\n");
 		}
+		if (strstr(line, "toil")) {
+			write_text("/tmp/toil", "t");
+			say("TOILING\n");
+		}
 		if (strstr(line, "panic"))
 			write_text("/tmp/crash", "c");
 		if (strstr(line, "off"))

@@ -1,6 +1,7 @@
 /*
  * The lab's zoo: one program, many animals.  The name that it was executed by (its comm) is the animal; the keeper
- * starts all the others, and everybody goes to sleep in a known state.  See README.md for the list.
+ * starts all the others (caller, ia32 and toiler have programs of their own), and everybody goes to sleep in a known
+ * state.  See README.md for the list.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -522,7 +523,8 @@ static void keeper(void)
 {
 	static const char *const animals[] = {"threads", "headless", "manythreads", "stopped", "tracer", "undertaker",
 		"vforker", "faulter", "pipereader", "poller", "realtime", "batch", "crasher", "user1000", "setuid", "nobody",
-		"bigids", "session", "terminal", "console1", "serial", "container", "names", "files", "hog", "busy"};
+		"bigids", "session", "terminal", "console1", "serial", "container", "names", "files", "hog", "busy", "caller", "ia32",
+		"toiler"};
 	static char *const nothing[] = {NULL};
 	static char *const odd_environment[] = {"EMPTY=", "SPACE=a b  c", "NEWLINE=one\ntwo", "UTF8=caf\xc3\xa9 \xe2\x98\x95",
 		"BAD=\xff\xfe\x80", "no equals sign", "", "=starts with equals", "TAB=\t\x01\x1b[0m", NULL};
