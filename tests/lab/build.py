@@ -19,10 +19,21 @@ from tests.lab.gdbstub import Gdbstub
 from tests.lab.guest import SOURCES, compile_programs, find_program, write_crash_initramfs, write_initramfs
 from tests.lab.package import MODULES, KernelFiles, check_tools, kernel_key, obtain_kernel
 from tests.lab.qemu import FOUR_GIB, Machine, dig_holes, split_memory
-from tests.lab.scenario import CATCHES, LabError, Scenario, Take, Trigger, find_catch, find_kernel, find_scenario
+from tests.lab.scenario import (
+    CATCHES,
+    GuestDiedError,
+    LabError,
+    Scenario,
+    Take,
+    Trigger,
+    find_catch,
+    find_kernel,
+    find_scenario,
+)
 
 Report = Callable[[str], None]
 
+ATTEMPTS = 3
 _TRUTH_DISK = 256 << 20
 _SECOND_TRUTH = 128 << 20
 _BOOT_TIMEOUT = 600
@@ -70,7 +81,16 @@ def build(name: str, report: Report = _say_nothing) -> Dump:
         check_tools()
         report(f"{name}: kernel {scenario.kernel}")
         kernel = obtain_kernel(root, find_kernel(scenario.kernel))
-        Builder(scenario, kernel, root, work, report).run()
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                Builder(scenario, kernel, root, work, report).run()
+                break
+            except GuestDiedError as error:  # QEMU's emulation now and then breaks code that the kernel patches
+                if attempt == ATTEMPTS:
+                    raise
+                report(f"{error}; once more")
+                for left in work.iterdir():
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
         report(f"{name}: done in {time.monotonic() - start:.0f} s")
 
     key = _key(scenario)

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Self
 
 from tests.lab.gdbstub import Gdbstub
 from tests.lab.guest import find_program
-from tests.lab.scenario import LabError, Scenario
+from tests.lab.scenario import GuestDiedError, LabError, Scenario
 
 MEGABYTE = 1 << 20
 FOUR_GIB = 4 << 30
@@ -28,6 +28,8 @@ _LOW_LIMIT = 0xB0000000
 _LOW_SPLIT = 0x80000000
 _BLOCK = 1 << 16
 _PIPE_SIZE = 1 << 20
+_LOOK = 2.0  # seconds between two looks at the console
+_PANIC = b"end Kernel panic"  # the last words of a guest that does not jump into a crash kernel
 
 
 def split_memory(size: int) -> tuple[int, int]:
@@ -144,9 +146,11 @@ class Machine:
     def wait_for(self, word: str, timeout: float) -> str:
         """Wait for a line on the control port that starts with `word`, and return it.
 
-        Raises LabError after `timeout` seconds, when the guest says FAIL, and when QEMU ends.
+        Raises GuestDiedError when the guest panics instead, LabError after `timeout` seconds, when the guest says
+        FAIL, and when QEMU ends.
         """
         deadline = time.monotonic() + timeout
+        expected = _PANIC in self.console.read_bytes()
         while True:
             line, newline, rest = self._pending.partition(b"\n")
             if newline:
@@ -158,11 +162,15 @@ class Machine:
                 if text.startswith(word):
                     return text
                 continue
-            self._control.settimeout(max(0.01, deadline - time.monotonic()))
+            self._control.settimeout(_LOOK)
             try:
                 data = self._control.recv(4096)
             except TimeoutError:
-                raise self._error(f"the guest did not say {word} within {timeout:.0f} s") from None
+                if not expected and _PANIC in self.console.read_bytes():
+                    raise GuestDiedError(f"{self._name}: the guest panicked before it said {word}") from None
+                if time.monotonic() > deadline:
+                    raise self._error(f"the guest did not say {word} within {timeout:.0f} s") from None
+                continue
             if not data:
                 raise self._error("QEMU ended")
             self._pending += data

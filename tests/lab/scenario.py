@@ -13,6 +13,10 @@ class LabError(Exception):
     """Something that the lab needs is missing or went wrong; the text says what to do."""
 
 
+class GuestDiedError(LabError):
+    """The guest's kernel panicked where it should not have."""
+
+
 class Take(Enum):
     """How a dump is taken."""
 
