@@ -62,6 +62,8 @@ def make_debugger_parser(debugger: str) -> Parser:
     parser.add_argument(
         "--no-symbols", action="store_true", help=f"do not load the kernel file's symbols into {debugger}"
     )
+    if debugger == "gdb":
+        parser.add_argument("--socket", metavar="PATH", help="serve there, for a debug adapter that connects itself")
     add_open_arguments(parser)
     return parser
 

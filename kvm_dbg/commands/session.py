@@ -12,7 +12,7 @@ from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import find_symbols, open_kernel, system_of
-from kvm_dbg.kernel.base import GRADES, Check, Kernel, OperatingSystem
+from kvm_dbg.kernel.base import GRADES, Check, Kernel, OperatingSystem, Thread
 from kvm_dbg.symbols.base import Symbol
 
 ELF_MAGIC = b"\x7fELF"
@@ -84,6 +84,7 @@ class Session:
     """One opened image, or none yet.
 
     Attributes:
+        selected: the thread that a debugger has selected while one of its commands runs, None without a debugger.
         last_error: the text of the last command that failed, "" before any has; `geterr` shows it.
         progress: called with a line of text when something takes long.
         index_directory, search: what `open` uses where the user does not say.
@@ -96,6 +97,7 @@ class Session:
         search: tuple[str, ...] = (),
     ) -> None:
         self.request: OpenRequest | None = None
+        self.selected: Thread | None = None
         self.index_directory = index_directory
         self.search = search
         self.last_error = ""
@@ -184,3 +186,4 @@ class Session:
         self._kernel = None
         self._grades = {}
         self.request = None
+        self.selected = None

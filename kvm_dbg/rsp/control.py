@@ -3,11 +3,12 @@
 gdb prints what `monitor` says on its standard error and tells nobody whether a command failed; lldb shows it as
 packets. So adapters send kvm commands here, get their output as it comes, and know how they ended.
 
-    {"run": LINE}               {"text": TEXT}..., then {"done": true} or {"error": TEXT}
+    {"run": LINE, "thread": ID} {"text": TEXT}..., then {"done": true} or {"error": TEXT}; ID: the selected thread's
     {"interrupt": true}         no answer; what runs ends with {"error": "interrupted"}
     {"complete": LINE}          {"words": [...]}
     {"symbol": NAME}            {"address": "0x..."} or {"error": TEXT}
     {"process": PID}            {"address": "0x..."} or {"error": TEXT}
+    {"select": PID}             {"thread": ID} or {"error": TEXT}: the id that the debugger knows the task by
     {"modules": DIRECTORY}      {"modules": [{"name", "file", "sections": {NAME: "0x..."}, "problem"}, ...]}
     {"unwind": true}            {"file": PATH or null}: unwind rules to load without an offset, for entry code
     {"joined": true}            {"file": PATH}: vmlinux, or a copy without functions in several pieces, for old lldb
@@ -28,6 +29,7 @@ from kvm_dbg.errors import KvmDbgError
 from kvm_dbg.rsp.stop import ClientGone, Interruptible
 
 if TYPE_CHECKING:
+    from kvm_dbg.commands.base import Command
     from kvm_dbg.commands.session import Session
     from kvm_dbg.rsp.session import DebuggerSession
     from kvm_dbg.rsp.unwind import UnwindFile
@@ -134,10 +136,19 @@ def facts_of(session: Session, debugger: DebuggerSession) -> dict[str, object]:
                 "summary": command.summary,
                 "description": command.description,
                 "examples": list(command.examples),
+                "argument": _argument_of(command),
             }
             for command in COMMANDS
         ],
     }
+
+
+def _argument_of(command: Command) -> str | None:
+    """Return what a command's first argument is (PID, ADDRESS, NAME, ...), None if it has no arguments."""
+    from kvm_dbg.commands.parser import CommandParser
+
+    action = CommandParser(command).positional_at([])
+    return action.metavar if action is not None and isinstance(action.metavar, str) else None
 
 
 def _zero_based_sections(path: str) -> list[str]:
@@ -178,8 +189,13 @@ def _messages(
         case {"run": str(line)}:
             from kvm_dbg.commands.run import run_line
 
-            for text in run_line(session, line):
-                yield {"text": text}
+            tid = request.get("thread")
+            session.selected = debugger.target.threads.get(tid) if isinstance(tid, int) else None
+            try:
+                for text in run_line(session, line):
+                    yield {"text": text}
+            finally:
+                session.selected = None
             yield {"done": True}
         case {"complete": str(line)}:
             from kvm_dbg.commands.complete import complete_line
@@ -189,6 +205,8 @@ def _messages(
             yield {"address": hex(session.find_symbol(name).address)}
         case {"process": int(pid)}:
             yield {"address": hex(_find_task(debugger, pid))}
+        case {"select": int(pid)}:
+            yield {"thread": debugger.target.find_tid(pid)}
         case {"modules": str() | None as directory}:
             from kvm_dbg.rsp.module_file import plan_modules
 

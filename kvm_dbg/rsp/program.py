@@ -33,6 +33,7 @@ def make_parser() -> Parser:
         type=int,
         help=f"listen on {LOOPBACK} (0: any free port), where any local user can connect",
     )
+    parser.add_argument("--socket", metavar="PATH", help="listen on a Unix socket there")
     parser.add_argument("--control", action="store_true", help="speak with an adapter on standard input and output")
     add_open_arguments(parser)
     return parser
@@ -58,6 +59,8 @@ def run_program(words: Sequence[str], session: Session) -> int:
         args = make_parser().parse_args(words)
         if args.tcp is not None and not 0 <= args.tcp <= MAX_PORT:
             raise UsageError(f"{PROGRAM}: --tcp {args.tcp} is no port")
+        if args.tcp is not None and args.socket is not None:
+            raise UsageError(f"{PROGRAM}: --tcp and --socket exclude each other")
     except UsageError as error:
         if not control:
             raise
@@ -67,4 +70,4 @@ def run_program(words: Sequence[str], session: Session) -> int:
         sys.stderr.write(
             f"{PROGRAM}: warning: every user of this machine can connect to a port of {LOOPBACK} and read the image\n"
         )
-    return serve(session, open_image, ServeOptions(args.control, args.tcp is not None, args.tcp or 0))
+    return serve(session, open_image, ServeOptions(args.control, args.tcp is not None, args.tcp or 0, args.socket))

@@ -1,9 +1,9 @@
 """One image, one debugger: a socket for gdb's protocol and, for the adapters, a control channel on standard streams.
 
-The socket is a Unix socket in a directory that only its owner can enter, made by the server and removed as soon as
-the one client is connected; or, if asked, TCP on 127.0.0.1. Nothing listens before the image is open and its threads
-are known, for gdb gives a silent stub two seconds. The first line on standard output is JSON: `{"ready": ...}` with
-what an adapter needs to know, or `{"error": text}` with exit status 1.
+The socket is a Unix socket in a directory that only its owner can enter, made by the server and removed as soon as the
+one client is connected; or, if asked, a Unix socket at a path of the user's, or TCP on 127.0.0.1. Nothing listens
+before the image is open and its threads are known, for gdb gives a silent stub two seconds. The first line on standard
+output is JSON: `{"ready": ...}` with what an adapter needs to know, or `{"error": text}` with exit status 1.
 
 The server ends when its client goes away, and when standard input ends if that is the control channel: a debugger
 that is killed leaves no orphan. Everything runs in one thread; while a command or the opening runs, a timer looks at
@@ -14,6 +14,7 @@ debugger are noticed.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import socket
@@ -43,12 +44,14 @@ class ServeOptions(NamedTuple):
     """How to serve.
 
     control: speak with an adapter over standard input and output. tcp: listen on a port of 127.0.0.1 instead of on a
-    Unix socket. port: that port, 0 for any free one.
+    Unix socket. port: that port, 0 for any free one. path: where the Unix socket is to be, None for a directory of its
+    own.
     """
 
     control: bool = False
     tcp: bool = False
     port: int = 0
+    path: str | None = None
 
 
 class Connection:
@@ -134,6 +137,7 @@ class Listener:
 
     def __init__(self, options: ServeOptions) -> None:
         self._directory: Path | None = None
+        self._path: Path | None = None  # of a Unix socket, while it is there
         if options.tcp:
             self.socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             try:
@@ -143,10 +147,20 @@ class Listener:
                 raise FileAccessError(f"{LOOPBACK}:{options.port}", f"cannot listen there: {error}") from error
             self.address = f"{LOOPBACK}:{self.socket.getsockname()[1]}"
         else:
-            self._directory = _private_directory()
+            if options.path is not None:
+                path = _free_path(options.path)
+            else:
+                self._directory = _private_directory()
+                path = self._directory / "gdb"
             self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.address = str(self._directory / "gdb")
-            self.socket.bind(self.address)
+            self.address = str(path)
+            try:
+                self.socket.bind(self.address)
+            except OSError as error:
+                self.socket.close()
+                raise FileAccessError(self.address, f"cannot make a socket: {error.strerror}") from error
+            self._path = path
+            path.chmod(0o600)  # before anybody can connect
         self.socket.listen(1)
 
     def fileno(self) -> int:
@@ -167,9 +181,11 @@ class Listener:
     def close(self) -> None:
         """Stop listening, and remove the socket and its directory."""
         self.socket.close()
-        if self._directory is not None:
+        if self._path is not None:
             with contextlib.suppress(OSError):
-                (self._directory / "gdb").unlink()
+                self._path.unlink()
+            self._path = None
+        if self._directory is not None:
             with contextlib.suppress(OSError):
                 self._directory.rmdir()
             self._directory = None
@@ -184,6 +200,19 @@ def _private_directory() -> Path:
         return Path(tempfile.mkdtemp(prefix="kvm-dbg-", dir=base))
     except OSError as error:
         raise FileAccessError(base, f"cannot make a directory for the socket: {error.strerror}") from error
+
+
+def _free_path(name: str) -> Path:
+    """Return the path of the socket that the user names, where nothing may be yet. Raises FileAccessError.
+
+    A socket that is there is not tried: whoever connects to a server that waits has taken it from its debugger.
+    """
+    path = Path(name).absolute()
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        raise FileAccessError(path, f"the path of a socket has at most {SOCKET_PATH_LIMIT} bytes")
+    if os.path.lexists(path):
+        raise FileAccessError(path, "a socket is to be made here; remove what is there if no server waits for it")
+    return path
 
 
 def serve(session: Session, open_image: Callable[[], object], options: ServeOptions) -> int:

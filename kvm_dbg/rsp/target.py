@@ -58,6 +58,21 @@ class Target:
         """Return the kernel's own address space."""
         return self.system.kernel_space(self.kernel)
 
+    def find_tid(self, pid: int) -> int:
+        """Return the id of the thread of a process or thread id. Raises CommandError: there is none, or several.
+
+        A process whose first thread has gone is shown by its next one. The idle tasks all have PID 0; they are told
+        apart by the ids that a debugger shows.
+        """
+        if pid in self.threads:
+            return pid
+        found = [tid for tid, thread in self.threads.items() if thread.pid == pid]
+        if not found:
+            raise CommandError(f"no process or thread {pid}")
+        if pid == 0 and len(found) > 1:
+            raise CommandError(f"PID 0 is the idle task of every CPU: select one of {', '.join(map(str, found))}")
+        return found[0]
+
     def describe(self, thread: Thread) -> str:
         """Return what a debugger shows behind a thread's name."""
         parts = [f"pid {thread.pid}" if thread.pid == thread.lid else f"pid {thread.pid} tid {thread.lid}"]

@@ -131,6 +131,44 @@ def test_wrong_use_is_told_to_an_adapter(tmp_path: Path) -> None:
         assert server.ended() == 1
 
 
+def test_a_socket_where_the_user_wants_it(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    with served(tmp_path, "--control", "--socket", str(place), "image") as server:
+        assert server.first["ready"]["address"] == str(place)
+        assert stat.S_IMODE(place.stat().st_mode) == 0o600
+        with server.connect() as client:
+            assert ask(client, b"qAttached", no_ack=False) == b"1"
+            assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--socket", "{tmp}/place"], "{tmp}/place: a socket is to be made here; remove what is there"),
+        (["--socket", "{tmp}/" + "long" * 30], "the path of a socket has at most 100 bytes"),
+        (["--socket", "{tmp}/nowhere/place"], "{tmp}/nowhere/place: cannot make a socket: No such file or directory"),
+        (["--socket", "{tmp}/other", "--tcp", "0"], "--tcp and --socket exclude each other"),
+    ],
+)
+def test_no_socket_can_be_there(tmp_path: Path, words: list[str], text: str) -> None:
+    (tmp_path / "place").write_text("somebody's")
+    with served(tmp_path, "--control", *(word.format(tmp=tmp_path) for word in words), "image") as server:
+        assert text.format(tmp=tmp_path) in server.first["error"]
+        assert server.ended() == 1
+    assert (tmp_path / "place").read_text() == "somebody's"
+
+
+def test_threads_by_process(tmp_path: Path) -> None:
+    with served(tmp_path, "--control", "image") as server:
+        answers = []
+        for pid in (1, 41, 40, 10_000_001, 77, 0):
+            server.say({"select": pid})
+            answers.append(json.loads(server.read_line()))
+    found = [{"thread": tid} for tid in (1, 41, 41, 10_000_001)]
+    assert answers[:5] == [*found, {"error": "no process or thread 77"}]
+    assert "select one of 10000000, 10000001" in answers[5]["error"]
+
+
 def test_tcp_is_loopback_and_warned_of(tmp_path: Path) -> None:
     with served(tmp_path, "--tcp", "0", "image") as server:
         assert server.first["ready"]["address"].startswith("127.0.0.1:")
