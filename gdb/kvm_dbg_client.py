@@ -22,7 +22,15 @@ END_TIMEOUT = 3.0  # seconds that the server has to end by itself
 POLL_SECONDS = 0.5  # between two looks for Ctrl-C while the server says nothing
 HERE = os.path.dirname(os.path.realpath(os.path.abspath(__file__)))
 NOT_OPEN = "no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first"
-OWN_COMMANDS = ("open", "close", "status", "geterr", "help")  # that work, or explain themselves, with nothing open
+OWN_COMMANDS = (
+    "open",
+    "close",
+    "status",
+    "geterr",
+    "help",
+    "thread",
+)  # that work, or explain themselves, with nothing open
+SOCKET_OPTION = "--socket"  # of the server: where to listen, named by the user
 WRONG_PYTHON = ("No module named", "SyntaxError")  # last words of a Python that cannot run the package
 
 OPEN_OPTIONS = """
@@ -99,6 +107,7 @@ class Server:
         self.files: list[str] = []  # that the server made for us, each in a directory of its own
         self.look: Callable[[], None] = lambda: None
         self._buffer = b""
+        self._named_socket = SOCKET_OPTION in words
         self._warn = warn
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         self._process = subprocess.Popen(
@@ -196,9 +205,11 @@ class Server:
         address = str(self.ready.get("address", ""))
         for path in (address, *self.files):  # what a server that was killed could not remove
             if path.startswith("/"):
-                for remove, place in ((os.unlink, path), (os.rmdir, os.path.dirname(path))):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+                if path != address or not self._named_socket:  # else the directory is somebody's
                     with contextlib.suppress(OSError):
-                        remove(place)
+                        os.rmdir(os.path.dirname(path))
 
     def last_words(self) -> str:
         """Return the last line on the server's standard error."""

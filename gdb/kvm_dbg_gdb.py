@@ -25,7 +25,17 @@ import gdb
 HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__file__))))
 sys.path.insert(0, HERE)
 try:
-    from kvm_dbg_client import NOT_OPEN, OPEN_OPTIONS, OWN_COMMANDS, Server, ServerError, ServerGone, start_server
+    from kvm_dbg_client import (
+        NOT_OPEN,
+        OPEN_OPTIONS,
+        OWN_COMMANDS,
+        SOCKET_OPTION,
+        Server,
+        ServerError,
+        ServerGone,
+        start_server,
+    )
+    from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
     from kvm_dbg_gdb_setting import Setup, quiet, split_words, warn
     from kvm_dbg_gdb_symbols import SymbolFiles
 finally:
@@ -42,7 +52,8 @@ come from it, and the symbols of VMLINUX are placed where the kernel ran.
 Without VMLINUX the usual places are searched for the right one.  What was
 opened before is closed; if opening fails, it stays open.
 
-  --no-symbols     do not load symbols into gdb"""
+  --no-symbols     do not load symbols into gdb
+  --socket PATH    serve at this socket, for a debug adapter's own `target`"""
     + OPEN_OPTIONS
 )
 
@@ -58,7 +69,7 @@ class Kvm:
         self.symbols = SymbolFiles()
         self.setup = Setup()
         self.inferior = 0
-        self.registered: set[str] = set()
+        self.registered: dict[str, str] = {}  # name -> help
         self.last_error = ""
         self.failed = False
         self.exit_code = 0
@@ -81,7 +92,7 @@ class Kvm:
             self.close()
             self.server = server
             self.inferior = gdb.selected_inferior().num
-            self._connect(server)
+            self._connect(server, at_once=SOCKET_OPTION not in words)
         except BaseException:
             self.close()
             raise
@@ -96,15 +107,17 @@ class Kvm:
             )
         )
 
-    def _connect(self, server: Server) -> None:
+    def _connect(self, server: Server, at_once: bool) -> None:
         self.setup.change("debuginfod enabled", "off")
         self.setup.change("remotetimeout", str(REMOTE_TIMEOUT))
         self.setup.change("non-stop", "off")
         self.setup.change("print inferior-events", "off")  # a script ends with its own output, not with "detached"
+        server.ask({"offsets": False})
+        if not at_once:
+            return
         silence = Setup()
         silence.change("suppress-cli-notifications", "on")  # the frame would go to standard output
         try:
-            server.ask({"offsets": False})
             quiet(f"target remote {server.ready['address']}")
         except ServerGone as gone:
             raise gdb.GdbError(str(gone)) from None
@@ -145,13 +158,32 @@ class Kvm:
     def run(self, line: str) -> None:
         """Run one of the server's commands, its output to gdb's standard output as it comes. Raises gdb.GdbError."""
         server = self.need_server()
-        with contextlib.closing(server.stream({"run": line})) as answers:
+        with contextlib.closing(server.stream({"run": line, "thread": self._selected()})) as answers:
             for answer in answers:
                 if "text" in answer:
                     gdb.write(answer["text"])
         gdb.flush()
         if line.split()[:1] == ["write"]:
             quiet("maintenance flush dcache")
+
+    def _selected(self) -> int | None:
+        """Return the id of gdb's selected thread, if that is one of the image's."""
+        inferior = gdb.selected_inferior()
+        return gdb.selected_thread().ptid[1] if inferior.num == self.inferior and inferior.pid else None
+
+    def select_thread(self, words: list[str]) -> None:
+        """Select the thread of a process or thread id; gdb shows it. Raises gdb.GdbError, ServerError."""
+        server = self.need_server()
+        request = thread_request(words)
+        if request is None:
+            raise gdb.GdbError(THREAD_USAGE)
+        tid = server.ask(request)["thread"]
+        for inferior in gdb.inferiors():
+            for thread in inferior.threads():
+                if inferior.num == self.inferior and thread.ptid[1] == tid:
+                    gdb.execute(f"thread {inferior.num}.{thread.num}")
+                    return
+        raise gdb.GdbError(f"gdb has no thread of {words[0]}")
 
     def guarded(self, action: Callable[[], None]) -> None:
         """Do something for a command: remember failures, and clear up after a server that has ended."""
@@ -177,10 +209,10 @@ class Kvm:
 
 
 class KvmPrefix(gdb.Command):
-    """Work on a kernel memory image: a crash dump, a RAM file, live memory.
-    Start with `kvm open [VMLINUX] IMAGE...`; after that `kvm help` lists everything."""
+    """The command `kvm`, alone or with a subcommand that is not registered."""
 
     def __init__(self, kvm: Kvm) -> None:
+        self.__doc__ = PREFIX_HELP
         super().__init__("kvm", gdb.COMMAND_DATA, gdb.COMPLETE_NONE, True)
         self._kvm = kvm
 
@@ -195,7 +227,7 @@ class KvmPrefix(gdb.Command):
         elif line:
             raise gdb.GdbError(NOT_OPEN)
         else:
-            gdb.write(quiet("help kvm"))
+            gdb.write(list_commands())
 
 
 class KvmCommand(gdb.Command):
@@ -249,39 +281,36 @@ class KvmCommand(gdb.Command):
 def register(
     kvm: Kvm, name: str, text: str, action: Callable[[list[str]], None] | None = None, completer: int | None = None
 ) -> None:
-    """Register a subcommand, unless somebody else's `kvm` has one of that name."""
+    """Register a subcommand, or its new help, unless somebody else's `kvm` has one of that name."""
+    if kvm.registered.get(name) == text:
+        return
     if name not in kvm.registered and ("kvm " + name) in quiet("complete kvm " + name).splitlines():
         warn(f"this gdb has a `kvm {name}` of its own, which stays; kvm_dbg's is not available")
         return
-    kvm.registered.add(name)
+    kvm.registered[name] = text
     KvmCommand(kvm, name, text, action, completer)
 
 
 def register_commands(kvm: Kvm, commands: list[dict[str, Any]]) -> None:
-    """Register the server's commands, with their help; those of an earlier session stay as they are."""
+    """Register the server's commands, now with everything that it knows of them."""
     for command in commands:
-        name = command["name"]
-        if name in kvm.registered or name in OWN_COMMANDS:
-            continue
-        parts = [command["summary"] + ".", f"Options: `kvm {name} --help`."]
-        if command["description"]:
-            parts.insert(1, command["description"])
-        if command["examples"]:
-            parts.append("Examples:\n" + "\n".join("  kvm " + example for example in command["examples"]))
-        register(kvm, name, "\n".join(parts))
+        if command["name"] not in OWN_COMMANDS:
+            register(kvm, command["name"], help_of(command["name"], command["summary"], command))
 
 
 def plain_command(kvm: Kvm, name: str, words: list[str]) -> None:
-    """Run one of `close`, `status`, `geterr` and `help`, which answer without an open image as well."""
+    """Run one of OWN_COMMANDS but `open`: those that answer without an open image as well, and `thread`."""
     if name == "geterr":
         gdb.write(kvm.last_error + "\n" if kvm.last_error else "")
     elif name == "close":
         kvm.need_server()
         kvm.close()
+    elif name == "thread":
+        kvm.select_thread(words)
     elif kvm.server is not None:
         kvm.run(" ".join([name, *words]))
     elif name == "help":
-        gdb.write(quiet("help kvm " + " ".join(words)))
+        gdb.write(quiet("help kvm " + " ".join(words)) if words else list_commands())
     else:
         gdb.write('{"open": false}\n' if "--json" in words else "no kernel image is open\n")
 
@@ -410,13 +439,9 @@ def main() -> None:
         if hasattr(gdb.events, "gdb_exiting"):
             gdb.events.gdb_exiting.connect(lambda event: on_exiting(kvm, event))
         register(kvm, "open", OPEN_HELP, kvm.open, gdb.COMPLETE_FILENAME)
-        for name, text in (
-            ("close", "Close the image: target, symbols, settings and server."),
-            ("status", "Show what is open."),
-            ("geterr", "Print the text of the last error."),
-            ("help", "List the commands, or explain one: kvm help [COMMAND]."),
-        ):
-            register(kvm, name, text, functools.partial(plain_command, kvm, name))
+        for name, summary in COMMANDS[1:]:
+            own = functools.partial(plain_command, kvm, name) if name in OWN_COMMANDS else None
+            register(kvm, name, help_of(name, summary), own)
 
 
 main()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -28,9 +29,13 @@ CLIENT = os.path.join(os.path.dirname(HERE), "gdb")
 sys.path.insert(0, CLIENT)
 try:
     from kvm_dbg_client import NOT_OPEN, OPEN_OPTIONS, OWN_COMMANDS, Server, ServerError, ServerGone, start_server
+    from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
 finally:
     sys.path.remove(CLIENT)
 
+OWN_COMPLETION = 20  # the first version that asks a command what its words can become
+KINDS = {"FILE": "disk-file", "PID": "thread-id", "NAME": "symbol", "ADDRESS": "symbol"}
+"""For a command's first argument, what older versions can complete it by, of the kinds that they know themselves."""
 SPLIT_FUNCTIONS = 23  # the first version known not to take a function in several pieces for all between them
 
 OPEN_HELP = (
@@ -114,7 +119,7 @@ class Kvm:
         self.setup = Setup(debugger)
         self.target: Any = None
         self.previous: Any = None
-        self.registered: set[str] = set()
+        self.registered: dict[str, str] = {}  # name -> help
         self.last_error = ""
         self._interrupted = False
 
@@ -247,10 +252,27 @@ class Kvm:
     def run(self, line: str, result: Any) -> None:
         """Run one of the server's commands, its output into `result`. Raises ServerError, ServerGone."""
         server = self.need_server()
-        with contextlib.closing(server.stream({"run": line})) as answers:
+        thread = self.target.GetProcess().GetSelectedThread()
+        tid = thread.GetThreadID() if thread.IsValid() else None
+        with contextlib.closing(server.stream({"run": line, "thread": tid})) as answers:
             for answer in answers:
                 if "text" in answer:
                     result.Print(answer["text"])
+
+    def select_thread(self, words: list[str], result: Any) -> None:
+        """Select the thread of a process or thread id; lldb shows it. Raises CommandFailed, ServerError."""
+        server = self.need_server()
+        request = thread_request(words)
+        if request is None:
+            raise CommandFailed(THREAD_USAGE)
+        tid = server.ask(request)["thread"]
+        thread = self.target.GetProcess().GetThreadByID(tid)
+        if not thread.IsValid():
+            raise CommandFailed(f"lldb has no thread of {words[0]}")
+        self.target.GetProcess().SetSelectedThread(thread)
+        status = lldb.SBStream()
+        thread.GetStatus(status)
+        result.Print(str(status.GetData()))
 
     def load_modules(self, words: list[str], result: Any) -> None:
         """Load the symbols of the kernel's modules, from files in a directory or in the usual places."""
@@ -316,9 +338,10 @@ class Subcommand:
     def __init__(self, debugger: Any, _internal: Any) -> None:
         self._kvm = SESSIONS[debugger.GetID()]
 
-    def __call__(self, _debugger: Any, command: str, _context: Any, result: Any) -> None:
-        """Run it."""
-        self._kvm.guarded(lambda: self._run(self._kvm, command.strip(), result), result)
+    def __call__(self, _debugger: Any, command: Any, _context: Any, result: Any) -> None:
+        """Run it: the rest of the line, or its words from versions that split it."""
+        line = command.strip() if isinstance(command, str) else " ".join(map(shlex.quote, words_of(command)))
+        self._kvm.guarded(lambda: self._run(self._kvm, line, result), result)
 
     def _run(self, kvm: Kvm, line: str, result: Any) -> None:
         if self.name in OWN_COMMANDS:
@@ -336,6 +359,43 @@ class Subcommand:
         """Return the whole help."""
         return self.text
 
+    def get_flags(self) -> int:
+        """Return what the command needs of lldb: nothing."""
+        return 0
+
+    def get_options_definition(self) -> dict[str, Any]:
+        """Return no options: all words come as arguments, and the server knows its options."""
+        return {}
+
+    def get_args_definition(self) -> list[list[dict[str, Any]]]:
+        """Return what the arguments are, for lldb's own completion where ours declines."""
+        kind = lldb.eArgTypePath if self.name == "open" else lldb.eArgTypeNone
+        return [[{"arg_type": kind, "repeat": "optional"}]]
+
+    def handle_argument_completion(self, words: list[str], position: int, cursor: int) -> Any:
+        """Return what the word at `position` can become; False for lldb's own completion, True for nothing."""
+        last = words[position][:cursor]
+        if self.name == "open":
+            if not last.startswith("-"):
+                return False
+            found = [word for word in re.findall(r"--[a-z-]+", self.text) if word.startswith(last)]
+        elif self._kvm.server is not None:
+            try:
+                line = " ".join([self.name, *words[:position], last])
+                found = self._kvm.server.ask({"complete": line})["words"]
+            except (ServerGone, ServerError, KeyError):
+                found = []
+        else:
+            found = [name for name, _ in COMMANDS if self.name == "help" and name.startswith(last)]
+        return {"values": found} if found else True
+
+
+def words_of(arguments: Any) -> list[str]:
+    """Return the words that lldb has split a command line into."""
+    stream = lldb.SBStream()
+    arguments.GetAsJSON(stream)
+    return [str(word) for word in json.loads(stream.GetData() or "[]")]
+
 
 def run_own_command(kvm: Kvm, name: str, words: list[str], result: Any) -> None:
     """Run `open`, or one of those that answer without an open image as well. Raises as Kvm's methods do."""
@@ -344,10 +404,14 @@ def run_own_command(kvm: Kvm, name: str, words: list[str], result: Any) -> None:
     elif name == "close":
         kvm.need_server()
         kvm.close()
+    elif name == "thread":
+        kvm.select_thread(words, result)
     elif name == "geterr":
         result.Print(kvm.last_error + "\n" if kvm.last_error else "")
     elif kvm.server is not None:
         kvm.run(" ".join([name, *words]), result)
+    elif name == "help" and not words:
+        result.Print(list_commands())
     elif name == "help":
         answer = lldb.SBCommandReturnObject()
         kvm.debugger.GetCommandInterpreter().HandleCommand(" ".join(["help kvm", *words]), answer)
@@ -358,28 +422,26 @@ def run_own_command(kvm: Kvm, name: str, words: list[str], result: Any) -> None:
         result.Print('{"open": false}\n' if "--json" in words else "no kernel image is open\n")
 
 
-def register(kvm: Kvm, name: str, text: str, completion: str = "") -> None:
-    """Register a subcommand, once."""
-    if name in kvm.registered:
+def register(kvm: Kvm, name: str, text: str, argument: str | None = None) -> None:
+    """Register a subcommand, or its new help; `argument` is what its first argument is."""
+    if kvm.registered.get(name) == text:
         return
-    kvm.registered.add(name)
+    kvm.registered[name] = text
     class_name = f"Kvm_{name}"
     globals()[class_name] = type(class_name, (Subcommand,), {"name": name, "text": text, "__doc__": text})
+    if lldb_version() >= OWN_COMPLETION:
+        completion = "-p"
+    else:
+        completion = f"-C {KINDS[argument]}" if argument in KINDS else ""
     execute(kvm.debugger, f"command script add -o {completion} -c {__name__}.{class_name} kvm {name}")
 
 
 def register_commands(kvm: Kvm, commands: list[dict[str, Any]]) -> None:
-    """Register the server's commands, with their help; those of an earlier session stay as they are."""
+    """Register the server's commands, now with everything that it knows of them."""
     for command in commands:
         name = command["name"]
-        if name in OWN_COMMANDS:
-            continue
-        parts = [command["summary"] + ".", f"Options: `kvm {name} --help`."]
-        if command["description"]:
-            parts.insert(1, command["description"])
-        if command["examples"]:
-            parts.append("Examples:\n" + "\n".join("  kvm " + example for example in command["examples"]))
-        register(kvm, name, "\n".join(parts), "-C symbol" if name == "nlist" else "")
+        if name not in OWN_COMMANDS or name == "thread":
+            register(kvm, name, help_of(name, command["summary"], command), command["argument"])
 
 
 def execute(debugger: Any, command: str) -> None:
@@ -400,16 +462,10 @@ def __lldb_init_module(debugger: Any, _internal: dict[str, Any]) -> None:
     if debugger.GetID() in SESSIONS:
         return
     kvm = SESSIONS[debugger.GetID()] = Kvm(debugger)
-    help_text = "Work on a kernel memory image: a crash dump, a RAM file, live memory. Start with `kvm open`."
-    execute(debugger, f'command container add -o -h "{help_text}" kvm')
-    register(kvm, "open", OPEN_HELP, "-C disk-file")
-    for name, text in (
-        ("close", "Close the image: target, symbols, settings and server."),
-        ("status", "Show what is open."),
-        ("geterr", "Print the text of the last error."),
-        ("help", "List the commands, or explain one: kvm help [COMMAND]."),
-    ):
-        register(kvm, name, text)
+    execute(debugger, f'command container add -o -h "{PREFIX_HELP}" kvm')
+    register(kvm, "open", OPEN_HELP, "FILE")
+    for name, summary in COMMANDS[1:]:
+        register(kvm, name, help_of(name, summary))
 
 
 def at_exit() -> None:

@@ -19,6 +19,7 @@ from kvm_dbg.commands.procs import Procs
 from kvm_dbg.commands.read import Read
 from kvm_dbg.commands.selftest import SelfTest
 from kvm_dbg.commands.sys import Sys
+from kvm_dbg.commands.thread import Thread
 from kvm_dbg.commands.vm import Vm
 from kvm_dbg.commands.vtop import Vtop
 from kvm_dbg.commands.write import Write
@@ -34,6 +35,7 @@ COMMANDS: tuple[Command, ...] = (
     Procs(),
     Lwps(),
     Bt(),
+    Thread(),
     Args(),
     Env(),
     Files(),

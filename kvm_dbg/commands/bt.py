@@ -37,10 +37,10 @@ GROUP_COLUMNS = (
     Column("FRAMES", "list", "function+offset [module], the innermost first"),
     Column("WHY", "text", "why there is no frame, or no sure one, after the last"),
 )
-DESCRIPTION = """Without arguments: the task that panicked, else the first that runs on a CPU. The kernel's own unwind
-tables (ORC) in the image are used, where code has none its frame pointer, and at last a search of the stack for return
-addresses: such frames are marked with a question mark. A stack ends where user space was left, or where the task was
-made."""
+DESCRIPTION = """Without arguments: the selected thread in gdb and lldb; elsewhere the task that panicked, or else the
+first that runs on a CPU. The kernel's own unwind tables (ORC) in the image are used, where code has none its frame
+pointer, and at last a search of the stack for return addresses: such frames are marked with a question mark. A stack
+ends where user space was left, or where the task was made."""
 GUESS = "scan"
 REGISTERS_IN_LINE = 4
 
@@ -49,7 +49,7 @@ class Bt(Command):
     """Backtraces."""
 
     name = "bt"
-    summary = "Print kernel stacks, of the task that panicked or of any others"
+    summary = "Print kernel stacks, of the selected thread, of the task that panicked, or of any others"
     columns = COLUMNS
     description = DESCRIPTION
     examples = ("bt", "bt 1", "bt --cpus", "bt --all --group", "bt -v", "bt --all --json")
@@ -91,6 +91,8 @@ def select(session: Session, args: Any) -> Iterator[Thread]:
             if not thread.on_cpu:
                 return  # those on CPUs come first
             yield thread
+    elif session.selected is not None:
+        yield session.selected
     else:
         yield from islice(threads, 1)
 

@@ -19,7 +19,7 @@ This page is made from the program's own list (`python -m kvm_dbg.commands.docum
   the kernel file, and so are those after it that exist as files; `--` ends them. Without a kernel file the usual places
   are searched, see `open`, whose options every command has here; beside them `--no-index` and `--no-pager`;
 - in gdb, after `kvm open [VMLINUX] IMAGE`: `kvm procs --json`. They complete with TAB;
-- in lldb, likewise; there only their names, the files of `open` and the symbols of `nlist` complete;
+- in lldb, likewise; before lldb 20 only their names, files, PIDs and symbols complete, options do not;
 - in any client of the gdb remote protocol: `monitor procs --json`.
 
 Every command has `--help`, `--json` and `--csv`. JSON is one array of objects, or one object where there is a single

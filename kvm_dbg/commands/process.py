@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from kvm_dbg.commands.session import Session
-from kvm_dbg.errors import CommandError
+from kvm_dbg.errors import CommandError, UsageError
 from kvm_dbg.kernel.base import AddressSpaceReader, Process
 
 
@@ -32,6 +32,20 @@ def find_process(session: Session, pid: int) -> Process:
         if process.pid == pid:
             return process
     raise CommandError(f"no process with PID {pid} in this image")
+
+
+def find_selected(session: Session, pid: int | None) -> Process:
+    """Return the process `pid`, or that of the debugger's selected thread for None.
+
+    Raises:
+        UsageError: no PID, and no debugger.
+        CommandError: there is no such process.
+    """
+    if pid is None:
+        if session.selected is None:
+            raise UsageError("no PID given; only gdb and lldb have a selected thread")
+        pid = session.selected.pid
+    return find_process(session, pid)
 
 
 def address_space(session: Session, pid: int | None) -> AddressSpaceReader:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvm_dbg.commands.base import Cell, Column, Command, Table
-from kvm_dbg.commands.process import find_process
+from kvm_dbg.commands.process import find_selected
 from kvm_dbg.commands.session import Session
 from kvm_dbg.kernel.base import Process
 
@@ -34,10 +34,11 @@ class Vm(Command):
     examples = ("vm 1", "vm 1 --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("pid", metavar="PID", type=int, help="the process")
+        what = "the process; in gdb and lldb, without it, that of the selected thread"
+        parser.add_argument("pid", metavar="PID", type=int, nargs="?", help=what)
 
     def run(self, session: Session, args: Any) -> Table:
-        process = find_process(session, args.pid)
+        process = find_selected(session, args.pid)
         notes: list[str] = []
         return Table(COLUMNS, self._rows(session, process, notes), notes=notes)
 

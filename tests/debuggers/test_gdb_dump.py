@@ -290,3 +290,19 @@ def test_what_cannot_be_opened_is_one_clear_error(real: Gdb, demo: Demo, tmp_pat
     assert "Traceback" not in result.stderr
     assert result.stdout == "$1 = 1\n"
     assert result.returncode == 1
+
+
+def test_a_thread_is_selected_by_pid_and_bt_is_about_it(real: Gdb, demo: Demo) -> None:
+    steps = [
+        "kvm bt --json",
+        "kvm thread 1",
+        "kvm bt --json",
+        "kvm bt 2 --json",
+        "inferior",
+        "add-inferior",
+        "inferior 2",
+    ]
+    result = run(real, demo, *steps, "kvm bt --json", options="--no-symbols")
+    answers = [json.loads(text) for text in re.findall(r"^\[\n.*?^\]$", result.stdout, re.MULTILINE | re.DOTALL)]
+    assert [answer[0]["pid"] for answer in answers] == [42, 1, 2, 42]  # the second inferior has no thread
+    assert re.search(r"^\[Switching to thread \S+ \(Thread 1\)\]\n#0 ", result.stdout, re.MULTILINE)

@@ -66,7 +66,7 @@ def test_commands_are_there_before_anything_is_open(adapter: Any) -> None:
     import gdb
 
     listed = str(gdb.execute("help kvm", False, True))
-    for name in ("open", "close", "status", "geterr", "help"):
+    for name in ("open", "close", "status", "geterr", "help", "procs", "bt", "thread"):
         assert f"\nkvm {name} -- " in listed
     with pytest.raises(gdb.error, match="no kernel image is open"):
         gdb.execute("kvm procs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -110,7 +111,7 @@ def test_without_an_image_every_command_says_what_to_do(stand_in: Gdb) -> None:
     result = run(stand_in, "kvm procs", "kvm close", 'p $kvm_nlist("a")', "kvm status", "kvm geterr", "kvm help", "kvm")
     assert result.stderr.count("no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first") == 3
     assert "no kernel image is open\n" in result.stdout
-    assert "kvm open" in result.stdout
+    assert result.stdout.count("start with `kvm open [VMLINUX] IMAGE...`") == 2
 
 
 def test_close_undoes_everything(stand_in: Gdb, tmp_path: Path) -> None:
@@ -260,6 +261,48 @@ def test_completion(stand_in: Gdb, tmp_path: Path) -> None:
         stand_in, f"kvm open {tmp_path}/image", "complete kvm loa", "complete kvm procs --js", "complete kvm args 4"
     )
     assert result.stdout.splitlines() == ["kvm loadavg", "kvm procs --json", "kvm args 40"]
+
+
+def test_a_thread_is_selected_by_pid(stand_in: Gdb, tmp_path: Path) -> None:
+    number = "python print('selected', gdb.selected_thread().num, gdb.selected_thread().ptid[1])"
+    steps = [f"kvm open {tmp_path}/image", number]
+    for words in ("1", "41", "40", "10000001"):  # 40 is the process of thread 41
+        steps += [f"kvm thread {words}", number]
+    result = run(stand_in, *steps, "complete kvm thread 4")
+    selected = re.findall(r"^selected (\d+) (\d+)$", result.stdout, re.MULTILINE)
+    assert selected == [("1", "41"), ("2", "1"), ("1", "41"), ("1", "41"), ("5", "10000001")]
+    assert re.search(r"^\[Switching to thread 2 .*\]\n#0 ", result.stdout, re.MULTILINE)
+    assert result.stdout.splitlines()[-1] == "kvm thread 40"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("77", "no process or thread 77"),
+        ("", "usage: kvm thread PID"),
+        ("init", "usage: kvm thread PID"),
+        ("0", "PID 0 is the idle task of every CPU: select one of 10000000, 10000001"),
+    ],
+)
+def test_a_thread_that_cannot_be_selected(stand_in: Gdb, tmp_path: Path, words: str, text: str) -> None:
+    result = run(stand_in, f"kvm open {tmp_path}/image", f"kvm thread {words}")
+    assert text in result.stderr
+    assert result.returncode == 1
+
+
+def test_an_image_served_at_a_socket_is_connected_to_later(stand_in: Gdb, tmp_path: Path) -> None:
+    place = tmp_path / "socket"
+    steps = [f"kvm open --socket {place} {tmp_path}/image", "python print(len(gdb.selected_inferior().threads()))"]
+    connected = [f"target remote {place}", "p/x $rip", "kvm loadavg", "kvm close"]
+    result = run(stand_in, *steps, *connected)
+    assert result.stdout.splitlines()[0] == "0"
+    assert f"$1 = {TEXT + 0x100:#x}\n0.50 1.25 2.00\n" in result.stdout
+    assert result.returncode == 0, result.stderr
+    assert not place.exists()
+    place.touch()
+    result = run(stand_in, *steps)
+    assert f"{place}: a socket is to be made here; remove what is there" in result.stderr
+    assert result.returncode == 1
 
 
 def test_help(stand_in: Gdb, tmp_path: Path) -> None:

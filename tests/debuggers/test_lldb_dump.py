@@ -212,7 +212,6 @@ def test_a_failed_command_ends_a_batch_run(real_lldb: Lldb, demo: Demo) -> None:
         ("{vmlinux} /nonexistent", "/nonexistent"),
         ("{vmlinux} {tmp}/empty", "{tmp}/empty"),
         ("--vmlinux /bin/true {vmcore}", "/bin/true"),
-        ('"{vmcore}', "No closing quotation"),
         ("", "no image given"),
     ],
 )

@@ -13,6 +13,8 @@ import pytest
 
 from kvm_dbg import cli
 from kvm_dbg.commands import COMMANDS, find_command
+from kvm_dbg.commands.run import run_line
+from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.elf import open_elf
 from kvm_dbg.kernel.base import GRADES
 from tests.unit.conftest import Little
@@ -27,6 +29,7 @@ ARGUMENTS = {
     "vm": ["1"],
 }
 """What commands need that have no answer without arguments."""
+ANSWERING = [command.name for command in COMMANDS if command.name != "thread"]  # which only a debugger can run
 NUMBERS = itertools.count()  # of files that are new every time
 
 
@@ -52,13 +55,13 @@ def words_for(name: str, image: str) -> list[str]:
 def test_the_list_is_the_promised_one() -> None:
     promised = (
         "open close status geterr identify nlist read write vtop procs lwps bt args env files vm gcore"
-        " loadavg log sys mods selftest help"
+        " loadavg log sys mods selftest thread help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
 
 
-@pytest.mark.parametrize("name", [command.name for command in COMMANDS])
+@pytest.mark.parametrize("name", ANSWERING)
 def test_every_command_answers_in_text_json_and_csv(name: str, little: Little, capsys: Capture) -> None:
     text = run(capsys, *words_for(name, little.image))
     answer = ask(capsys, *words_for(name, little.image))
@@ -80,7 +83,7 @@ def test_every_command_answers_in_text_json_and_csv(name: str, little: Little, c
             assert "\x1b" not in field
 
 
-@pytest.mark.parametrize("name", [command.name for command in COMMANDS])
+@pytest.mark.parametrize("name", ANSWERING)
 def test_no_text_reaches_the_terminal_raw(name: str, little: Little, capsys: Capture) -> None:
     for output in ([], ["--json"], ["--csv"]):
         text = run(capsys, *words_for(name, little.image), *output)
@@ -321,6 +324,25 @@ def test_vm(little: Little, capsys: Capture) -> None:
     lines = run(capsys, "vm", little.image, "1").splitlines()
     assert lines[0].split() == ["START", "END", "PERMS", "OFFSET", "DEV", "INODE", "PATH", "ADDRESS"]
     assert lines[-1] == "note: 3 mappings, 140 KiB, 3072 KiB resident"
+
+
+def test_what_is_about_the_selected_thread_of_a_debugger(little: Little, capsys: Capture) -> None:
+    assert cli.main(["vm", little.image]) == 2
+    assert "no PID given; only gdb and lldb have a selected thread" in capsys.readouterr().err
+    assert cli.main(["thread", little.image, "1"]) == 1
+    assert "`kvm thread` in gdb or lldb" in capsys.readouterr().err
+    session = Session()
+    session.open(OpenRequest((little.image,)))
+    threads = {thread.lid: thread for thread in session.system.for_each_thread(session.kernel)}
+    session.selected = threads[43]  # a thread of process 40
+    other = Session()
+    other.open(OpenRequest((little.image,)))
+    for line, named in (("bt --json", "bt 43 --json"), ("bt 1 --csv", "bt 1 --csv"), ("bt --cpus", "bt --cpus")):
+        assert "".join(run_line(session, line)) == "".join(run_line(other, named))
+    session.selected = threads[1]
+    assert "".join(run_line(session, "vm --json")) == "".join(run_line(other, "vm 1 --json"))
+    session.close()
+    assert session.selected is None
 
 
 def test_vm_of_what_has_no_memory(little: Little, capsys: Capture) -> None:

@@ -1,0 +1,69 @@
+"""The kvm commands as both adapters register them: their names, and their help in the debugger's own `help`.
+
+They exist before an image is open, when there is no server to ask for them; a test holds them against the package's own
+list. What a server knows of them besides, descriptions and examples, joins the help when one runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PREFIX_HELP = "Work on a kernel memory image: a crash dump, a RAM file, live memory. Start with `kvm open`."
+THREAD_USAGE = "usage: kvm thread PID"
+COMMANDS = (
+    ("open", "Open a kernel memory image, with its kernel file if there is one"),
+    ("close", "Close the image; what was written is forgotten"),
+    ("status", "Show what is open, and where symbols and types come from"),
+    ("geterr", "Print the text of the last error, as kvm_geterr does"),
+    ("identify", "Say what an image file is: format, kernel, page tables, coverage, quirks"),
+    ("sys", "Show the system, its state, and what it panicked of"),
+    ("procs", "List the processes, as ps would have shown them"),
+    ("lwps", "List the threads of some processes, or of all"),
+    ("bt", "Print kernel stacks, of the selected thread, of the task that panicked, or of any others"),
+    ("thread", "Select the thread of a process or thread id, in gdb or lldb"),
+    ("args", "Show the argument vectors of processes"),
+    ("env", "Show the environments of processes"),
+    ("files", "List the open files of some processes, or of all"),
+    ("vm", "List the mappings of a process, as /proc/PID/maps does"),
+    ("gcore", "Write an ELF core file of a process, for any debugger"),
+    ("loadavg", "Print the load averages of 1, 5 and 15 minutes"),
+    ("log", "Print the kernel's log, as dmesg would have"),
+    ("mods", "List the loaded modules"),
+    ("nlist", "Look up symbols by name"),
+    ("read", "Read memory by virtual or physical address"),
+    ("write", "Write memory in a private copy; the image file never changes"),
+    ("vtop", "Translate a virtual address, showing every page-table entry"),
+    ("selftest", "Check this image against itself, and grade what each command shows of it"),
+    ("help", "List the commands, or show the help of one"),
+)
+"""Names and summaries, in the order of the package's list."""
+
+
+def list_commands() -> str:
+    """Return what `kvm` and `kvm help` print while nothing is open."""
+    width = max(len(name) for name, _ in COMMANDS)
+    rows = [("COMMAND", "SUMMARY"), *COMMANDS]
+    lines = [f"{name:{width}}  {summary}" for name, summary in rows]
+    return "\n".join([*lines, "note: nothing is open: start with `kvm open [VMLINUX] IMAGE...`\n"])
+
+
+def help_of(name: str, summary: str, facts: dict[str, Any] | None = None) -> str:
+    """Return a command's help text.
+
+    Args:
+        name: of the command.
+        summary: as in COMMANDS.
+        facts: what the server says of the command, None while there is none.
+    """
+    parts = [summary + "."]
+    if facts is not None and facts["description"]:
+        parts.append(facts["description"])
+    parts.append(f"Options: `kvm help {name}`" + ("." if facts is not None else ", once an image is open."))
+    if facts is not None and facts["examples"]:
+        parts.append("Examples:\n" + "\n".join("  kvm " + example for example in facts["examples"]))
+    return "\n".join(parts)
+
+
+def thread_request(words: list[str]) -> dict[str, Any] | None:
+    """Return the request that the arguments of `kvm thread` are for the server; None if they make no sense."""
+    return {"select": int(words[0])} if len(words) == 1 and words[0].isdecimal() else None
