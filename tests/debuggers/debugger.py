@@ -20,7 +20,7 @@ PROBE_SECONDS = 60
 
 
 class Debugger(NamedTuple):
-    """One debugger of one version; `dap` tells whether it speaks the Debug Adapter Protocol."""
+    """One debugger of one version; `dap` tells whether it, or lldb's program for that, is a debug adapter."""
 
     kind: str
     version: str
@@ -52,7 +52,7 @@ class Missing(NamedTuple):
 DEBUGGERS: tuple[Debugger, ...] = (
     Debugger("gdb", "13.1", "KVM_DBG_GDB13", ("/usr/bin/gdb",), dap=False),
     Debugger("gdb", "18.1", "KVM_DBG_GDB18", ("{cache}/gdb-18.1/bin/gdb",), dap=True),
-    Debugger("lldb", "19.1", "KVM_DBG_LLDB19", ("/usr/bin/lldb-19",), dap=False),
+    Debugger("lldb", "19.1", "KVM_DBG_LLDB19", ("/usr/bin/lldb-19",), dap=True),
     Debugger("lldb", "23.1", "KVM_DBG_LLDB23", ("{cache}/lldb-23.1/bin/lldb",), dap=False),
 )
 """All debuggers that the tests know, in the order in which they run."""
