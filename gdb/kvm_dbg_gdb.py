@@ -158,6 +158,8 @@ class Kvm:
     def run(self, line: str) -> None:
         """Run one of the server's commands, its output to gdb's standard output as it comes. Raises gdb.GdbError."""
         server = self.need_server()
+        if line.split()[:1] == ["mods"]:
+            server.ask({"loaded": [objfile.filename for objfile in gdb.objfiles() if objfile.filename]})
         with contextlib.closing(server.stream({"run": line, "thread": self._selected()})) as answers:
             for answer in answers:
                 if "text" in answer:

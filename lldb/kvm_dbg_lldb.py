@@ -252,6 +252,9 @@ class Kvm:
     def run(self, line: str, result: Any) -> None:
         """Run one of the server's commands, its output into `result`. Raises ServerError, ServerGone."""
         server = self.need_server()
+        if line.split()[:1] == ["mods"]:
+            files = [module.GetFileSpec().fullpath for module in self.target.module_iter()]
+            server.ask({"loaded": [path for path in files if path]})
         thread = self.target.GetProcess().GetSelectedThread()
         tid = thread.GetThreadID() if thread.IsValid() else None
         with contextlib.closing(server.stream({"run": line, "thread": tid})) as answers:

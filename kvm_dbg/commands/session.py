@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError, SymbolNotFound, UsageError
 from kvm_dbg.image import open_image
@@ -14,6 +14,9 @@ from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import find_symbols, open_kernel, system_of
 from kvm_dbg.kernel.base import GRADES, Check, Kernel, OperatingSystem, Thread
 from kvm_dbg.symbols.base import Symbol
+
+if TYPE_CHECKING:
+    from kvm_dbg.commands.module_file import LoadedSymbols
 
 ELF_MAGIC = b"\x7fELF"
 ET_CORE = 4  # e_type of a core file; everything else that is ELF is taken for a kernel file
@@ -84,6 +87,7 @@ class Session:
     """One opened image, or none yet.
 
     Attributes:
+        loaded: the modules' symbols that a debugger has loaded, None without a debugger.
         selected: the thread that a debugger has selected while one of its commands runs, None without a debugger.
         last_error: the text of the last command that failed, "" before any has; `geterr` shows it.
         progress: called with a line of text when something takes long.
@@ -98,6 +102,7 @@ class Session:
     ) -> None:
         self.request: OpenRequest | None = None
         self.selected: Thread | None = None
+        self.loaded: LoadedSymbols | None = None
         self.index_directory = index_directory
         self.search = search
         self.last_error = ""

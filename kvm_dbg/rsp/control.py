@@ -10,6 +10,7 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
     {"process": PID}            {"address": "0x..."} or {"error": TEXT}
     {"select": PID}             {"thread": ID} or {"error": TEXT}: the id that the debugger knows the task by
     {"modules": DIRECTORY}      {"modules": [{"name", "file", "sections": {NAME: "0x..."}, "problem"}, ...]}
+    {"loaded": [PATH, ...]}     {"done": true}; the files whose symbols the debugger has, for what `mods` shows
     {"unwind": true}            {"file": PATH or null}: unwind rules to load without an offset, for entry code
     {"joined": true}            {"file": PATH}: vmlinux, or a copy without functions in several pieces, for old lldb
     {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
@@ -30,6 +31,7 @@ from kvm_dbg.rsp.stop import ClientGone, Interruptible
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.base import Command
+    from kvm_dbg.commands.module_file import Plan
     from kvm_dbg.commands.session import Session
     from kvm_dbg.rsp.session import DebuggerSession
     from kvm_dbg.rsp.unwind import UnwindFile
@@ -208,9 +210,16 @@ def _messages(
         case {"select": int(pid)}:
             yield {"thread": debugger.target.find_tid(pid)}
         case {"modules": str() | None as directory}:
-            from kvm_dbg.rsp.module_file import plan_modules
+            from kvm_dbg.commands.module_file import plan_modules
 
-            yield {"modules": plan_modules(session, directory)}
+            plans = [plan for _, plan in plan_modules(session, directory)]
+            if session.loaded is not None:
+                session.loaded.plan(plans)
+            yield {"modules": [_planned(plan) for plan in plans]}
+        case {"loaded": list(files)}:
+            if session.loaded is not None:
+                session.loaded.files = {os.path.realpath(str(path)) for path in files}
+            yield {"done": True}
         case {"unwind": True}:
             yield {"file": unwind.make(session)}
         case {"joined": True}:
@@ -223,6 +232,11 @@ def _messages(
             yield {"done": True}
         case _:
             yield {"error": "the server does not know this request; adapter and package are of different versions"}
+
+
+def _planned(plan: Plan) -> dict[str, object]:
+    sections = {name: hex(address) for name, address in plan.sections.items()}
+    return {"name": plan.name, "file": plan.file, "sections": sections, "problem": plan.problem}
 
 
 def _find_task(debugger: DebuggerSession, pid: int) -> int:

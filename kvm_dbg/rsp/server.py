@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvm_dbg.commands.module_file import LoadedSymbols
 from kvm_dbg.errors import FileAccessError, KvmDbgError, ProtocolError
 from kvm_dbg.rsp.control import ControlChannel, answer, facts_of
 from kvm_dbg.rsp.packet import Event, PacketReader, frame
@@ -241,6 +242,8 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
             open_image()
             debugger = _debugger_session(session, interruptible)
             ready = facts_of(session, debugger)
+            if channel is not None:
+                session.loaded = LoadedSymbols()
         with contextlib.closing(Listener(options)) as listener:
             _announce(channel, {"ready": {"address": listener.address, **ready}})
             while True:

@@ -163,7 +163,7 @@ def test_kernel_memory_is_the_images_and_user_memory_is_refused(real_lldb: Lldb,
 
 
 def test_commands_say_what_they_say_without_a_debugger(real_lldb: Lldb, demo: Demo) -> None:
-    for command in ("procs --json", "loadavg", "mods --csv", "log --tail 3"):
+    for command in ("procs --json", "loadavg", "lwps --csv", "log --tail 3"):
         words = [sys.executable, "-m", "kvm_dbg.cli", *command.split(), str(demo.vmlinux), str(demo.vmcore)]
         plain = run(words, env=real_lldb.env, cwd=os.fspath(ROOT))
         assert plain.returncode == 0

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from kvm_dbg.commands.module_file import Plan, plan_modules
 from kvm_dbg.elf import open_elf
 from kvm_dbg.kernel import system_of
-from kvm_dbg.rsp.module_file import plan_modules
 from kvm_dbg.symbols.elf_data import SymbolData
 from tests.golden.subject import Subject, find_subject
 
@@ -19,10 +19,10 @@ KERNELS = ("deb11-4level", "deb12-4level", "deb13-4level", "bpo13-4level")
 COMPRESSED = ("deb13-4level", "bpo13-4level")
 
 
-def plan(subject: Subject, folder: Path, cache: Path) -> list[dict[str, Any]]:
+def plan(subject: Subject, folder: Path, cache: Path) -> list[Plan]:
     kernel = subject.kernel
-    session = SimpleNamespace(kernel=kernel, system=system_of(kernel), index_directory=str(cache), request=None)
-    return plan_modules(session, str(folder))  # type: ignore[arg-type]
+    session: Any = SimpleNamespace(kernel=kernel, system=system_of(kernel), index_directory=str(cache), request=None)
+    return [found for _, found in plan_modules(session, str(folder))]
 
 
 def addresses_of_modules(subject: Subject) -> dict[str, dict[str, set[int]]]:
@@ -42,12 +42,13 @@ def test_every_module_has_its_file_at_its_place(name: str, tree: str, tmp_path: 
     folder = subject.dump.debug if tree == "debug" else subject.dump.modules
     plans = plan(subject, folder, tmp_path)
     loaded = [line.split()[0] for line in subject.truth.text("proc/modules").splitlines()]
-    assert [(one["name"], one["problem"]) for one in plans] == [(name, None) for name in loaded]
+    assert [(one.name, one.problem) for one in plans] == [(name, None) for name in loaded]
     truth = addresses_of_modules(subject)
     compared = 0
     for one in plans:
-        assert Path(one["file"]).is_relative_to(tmp_path) == (tree == "modules" and name in COMPRESSED)
-        with open_elf(one["file"]) as file:
+        assert one.file is not None
+        assert Path(one.file).is_relative_to(tmp_path) == (tree == "modules" and name in COMPRESSED)
+        with open_elf(one.file) as file:
             table = file.find_section(".symtab")
             if table is None:
                 continue
@@ -55,10 +56,10 @@ def test_every_module_has_its_file_at_its_place(name: str, tree: str, tmp_path: 
             data = SymbolData(file, table)
             for number in range(data.count):
                 row = data.row(number)
-                place = one["sections"].get(names.get(row.section, ""))
-                known = truth.get(one["name"], {}).get(data.name(row.name).decode())
+                place = one.sections.get(names.get(row.section, ""))
+                known = truth.get(one.name, {}).get(data.name(row.name).decode())
                 if row.type == STT_FUNC and place is not None and known:
-                    assert int(place, 16) + row.value in known, (one["name"], data.name(row.name))
+                    assert place + row.value in known, (one.name, data.name(row.name))
                     compared += 1
             del data
     assert compared > 1000
@@ -67,5 +68,5 @@ def test_every_module_has_its_file_at_its_place(name: str, tree: str, tmp_path: 
 def test_files_of_another_kernel_are_refused(tmp_path: Path) -> None:
     subject, other = find_subject("deb12-4level"), find_subject("deb11-4level")
     plans = plan(subject, other.dump.debug, tmp_path)
-    assert [one["file"] for one in plans] == [None] * len(plans)
-    assert sum("is another build" in (one["problem"] or "") for one in plans) > 10
+    assert [one.file for one in plans] == [None] * len(plans)
+    assert sum("is another build" in (one.problem or "") for one in plans) > 10

@@ -163,7 +163,8 @@ def test_mutants_of_kernel_memory(sample: Sample) -> None:
             finally:
                 session.close()
     assert good > MEMORY_MUTANTS // 2, "most of a damaged kernel is still there"
-    assert bad > MEMORY_MUTANTS // 20, "the damage is noticed"
+    # Damage to a module's own symbols is no error of `mods`: its file is then refused, and the table says why.
+    assert bad > MEMORY_MUTANTS // 25, "the damage is noticed"
 
 
 def damage_file(chance: random.Random, data: bytearray, areas: list[tuple[int, int]]) -> None:

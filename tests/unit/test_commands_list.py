@@ -284,6 +284,9 @@ def test_mods(little: Little, capsys: Capture) -> None:
         ("core9", 1, ["ext9"], None),
     ]
     assert rows[0]["build_id"] == "abcd"
+    assert [row["symbols"] for row in rows] == ["no file found"] * 2
+    lines = run(capsys, "mods", little.image).splitlines()
+    assert lines[0].split() == ["NAME", "ADDRESS", "SIZE", "USED", "STATE", "TAINTS", "USERS", "SYMBOLS"]
 
 
 def test_nlist(little: Little, capsys: Capture) -> None:

@@ -122,7 +122,8 @@ def test_memory_and_users(kernel: Modules) -> None:
 def test_states(kernel: Modules) -> None:
     for state in range(4):
         kernel.module(b"m%d" % state, TEXT, state=state)
-    assert [module.state for module in for_each_module(kernel)] == ["live", "loading", "unloading"]
+    found = [(module.name, module.state) for module in for_each_module(kernel)]
+    assert found == [("m0", "live"), ("m1", "loading"), ("m2", "unloading"), ("m3", "unformed")]
 
 
 def test_sections_and_build_id(kernel: Modules) -> None:

@@ -181,9 +181,14 @@ class LinuxMemory:
 
 
 def write_vmlinux(
-    symbols: dict[str, int], rodata: tuple[int, bytes], notes: bytes = b"", machine: int = 62, kind: int = 2
+    symbols: dict[str, int],
+    rodata: tuple[int, bytes],
+    notes: bytes = b"",
+    machine: int = 62,
+    kind: int = 2,
+    more: dict[str, bytes] | None = None,
 ) -> bytes:
-    """Return an ELF file with .text (no bytes), .rodata, .notes (if any), .symtab and their names."""
+    """Return an ELF file with .text (no bytes), .rodata, .notes (if any), .symtab, their names, and `more` sections."""
     rodata_address, rodata_bytes = rodata
     strings = b"\0" + b"".join(name.encode() + b"\0" for name in symbols)
     table = bytes(24)
@@ -202,6 +207,7 @@ def write_vmlinux(
     ]
     if notes:
         parts.append((".notes", 7, 2, 0, notes, len(notes), 0, 0))
+    parts += [(name, 1, 0, 0, data, len(data), 0, 0) for name, data in (more or {}).items()]
     names = b"\0" + b"".join(part[0].encode() + b"\0" for part in parts) + b".shstrtab\0"
     parts.append((".shstrtab", 3, 0, 0, names, len(names), 0, 0))
     body, headers = b"", bytes(64)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
 
 MODULE_REF_BASE = 1
-STATES = {0: "live", 1: "loading", 2: "unloading"}  # enum module_state: LIVE, COMING, GOING; UNFORMED is not shown
+STATES = {0: "live", 1: "loading", 2: "unloading", 3: "unformed"}  # enum module_state: LIVE, COMING, GOING, UNFORMED
 TAINT_LETTERS = "PFSRMBUDAWCIOELKXTNJ"  # by bit, Documentation/admin-guide/tainted-kernels.rst
 MAX_MODULES = 1 << 16
 MAX_SECTIONS = 1 << 12
@@ -75,15 +75,14 @@ def for_each_module_record(kernel: Kernel) -> Iterator[Record]:
 
 
 def for_each_module(kernel: Kernel) -> Iterator[Module]:
-    """Yield the loaded modules in the order of the kernel's list, newest first.
+    """Yield the modules in the order of the kernel's list, newest first; /proc/modules hides those that are unformed.
 
     Raises:
         ReadError, CorruptError: the list is broken; what comes before has been yielded.
     """
     reader = ModuleReader(kernel)
     for module in for_each_module_record(kernel):
-        if module["state"] in STATES:
-            yield reader.module(module)
+        yield reader.module(module)
 
 
 class ModuleReader:
@@ -127,7 +126,7 @@ class ModuleReader:
             size=sum(size for _, size in ranges),
             users=self.users(module, unread),
             reference_count=count,
-            state=STATES.get(module["state"], "unformed"),
+            state=STATES.get(module["state"], f"{module['state']}?"),
             taints="".join(letter for bit, letter in enumerate(TAINT_LETTERS) if taints >> bit & 1),
             struct_address=module.address,
             build_id=self.build_id(sections),

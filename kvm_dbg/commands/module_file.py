@@ -4,7 +4,12 @@ A file is a module's if its name is (`-` and `_` are one, as modprobe(8) has it)
 kernel keeps of the loaded module (since 5.14, commit a0e7f4ac8dbd, `struct module` has `build_id`); where the image
 has none, the name must do. Debug files may also be named by the build-id alone, below `.build-id`. What a file says of
 its symbols must be what the kernel's own table (kallsyms) says of the loaded module, for the sections as the kernel
-placed them. Files compressed by the distribution are unpacked into the cache, since gdb reads none.
+placed them. Files compressed by the distribution are unpacked into the cache, since gdb reads none. In the place of a
+stripped file comes the debug file that it names, see `debug_link.py`.
+
+A module that is being loaded or removed is placed by its sections if the kernel still, or already, keeps their places.
+One that is unformed (its memory is set up, or has been freed) is not placed at all: enum module_state in
+include/linux/module.h, load_module and free_module in kernel/module/main.c.
 """
 
 from __future__ import annotations
@@ -13,8 +18,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from kvm_dbg.commands.debug_link import DEBUG_DIRECTORY, find_debug_file, read_debug_link
 from kvm_dbg.elf import open_elf
 from kvm_dbg.errors import CommandError, FileAccessError, FormatError, KvmDbgError
 
@@ -31,21 +37,72 @@ USUAL_PLACES = (
     "/lib/modules/{release}",
 )
 BUILD_IDS = ".build-id"  # below a directory of debug files: xx/rest.debug
-USUAL_BUILD_IDS = ("/usr/lib/debug",)
 SAMPLE = 256  # symbols of a file that are compared with the kernel's
 STT_OBJECT, STT_FUNC = 1, 2
 MAX_FILES = 200_000  # looked at below one directory
 MAX_MODULE_SIZE = 1 << 30  # bytes, unpacked
 ZSTD_CHUNK = 1 << 16  # bytes read at a time: they can stand for 10,000 times as many
 SHF_ALLOC = 2
+LIVE, UNFORMED = "live", "unformed"  # states of a module
+NO_FILE = "no file found"
+NOT_ASKED = "not loaded: `kvm mods --load`"
 
 
-def plan_modules(session: Session, directory: str | None) -> list[dict[str, object]]:
-    """Return, for each loaded module, its file and section addresses, or the problem with its file, None without any.
+class Plan(NamedTuple):
+    """What is known of one module's symbols.
+
+    file: whose symbols are the module's, None if none is. sections: the name of each section that is in memory -> its
+    address. problem: why there is no file although there are candidates. remark: what is amiss with the one found.
+    """
+
+    name: str
+    file: str | None
+    sections: dict[str, int]
+    problem: str | None = None
+    remark: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """Return the file, or why there is none, in one line."""
+        if self.file is None:
+            return self.problem or NO_FILE
+        return f"{self.file} ({self.remark})" if self.remark else self.file
+
+
+class LoadedSymbols:
+    """What a debugger was told of modules' symbols, and what it has made of that.
+
+    Attributes:
+        files: whose symbols the debugger has, by their real paths.
+    """
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+        self._plans: dict[str, Plan] = {}
+
+    def plan(self, plans: list[Plan]) -> None:
+        """Remember what the debugger is about to load; a file that it was given earlier stays if there is none now."""
+        for plan in plans:
+            if plan.file is not None or plan.name not in self._plans or self._plans[plan.name].file is None:
+                self._plans[plan.name] = plan
+
+    def summary(self, name: str) -> str:
+        """Return whose symbols the module `name` has, or why it has none, in one line."""
+        plan = self._plans.get(name)
+        if plan is None:
+            return NOT_ASKED
+        if plan.file is not None and os.path.realpath(plan.file) not in self.files:
+            return f"not loaded: the debugger does not have {plan.file}"
+        return plan.summary
+
+
+def plan_modules(session: Session, directory: str | None, *, unpack: bool = True) -> Iterator[tuple[Module, Plan]]:
+    """Yield each module of the kernel's list and what is known of its symbols.
 
     Args:
         session: with an open image.
         directory: where to look, with everything below; None for the usual places.
+        unpack: unpack compressed files into the cache, and check what they are; else they are named unchecked.
 
     Raises:
         CommandError: the directory cannot be read.
@@ -58,12 +115,9 @@ def plan_modules(session: Session, directory: str | None) -> list[dict[str, obje
     for place in places:
         for name, path in _for_each_module_file(place):
             files.setdefault(name, []).append(path)
-    roots = [*places, *(USUAL_BUILD_IDS if directory is None else ())]
-    symbols = session.system.all_symbols(session.kernel)
-    return [
-        _plan(module, [*_named_by_id(module, roots), *files.get(module.name, [])], session.index_directory, symbols)
-        for module in session.system.for_each_module(session.kernel)
-    ]
+    roots = [*places, *((DEBUG_DIRECTORY,) if directory is None else ())]
+    for module in session.system.for_each_module(session.kernel):
+        yield module, _plan(session, module, [*_named_by_id(module, roots), *files.get(module.name, [])], unpack)
 
 
 def _named_by_id(module: Module, roots: list[str]) -> list[str]:
@@ -103,35 +157,54 @@ def _for_each_module_file(directory: str) -> Iterator[tuple[str, str]]:
         yield name, path
 
 
-def _plan(module: Module, paths: list[str], cache: str | None, symbols: SymbolTable) -> dict[str, object]:
+def _plan(session: Session, module: Module, paths: list[str], unpack: bool) -> Plan:
+    if module.state == UNFORMED:
+        return Plan(module.name, None, {}, "not placed: it is not set up yet, or has been freed (unformed)")
+    places = {name: address for name, address in module.sections.items() if _is_loaded(module, address)}
+    if ".text" not in module.sections and module.state == LIVE:
+        places[".text"] = module.address
+    if not places:
+        return Plan(module.name, None, {}, f"not placed: where its sections are is not in the image ({module.state})")
     problem: str | None = None
     for path in paths:
+        if not unpack and path.endswith(tuple(_UNPACKERS)):
+            return Plan(module.name, path, {}, remark="compressed, and not checked yet")
         try:
-            path = _unpacked(path, module, cache)
+            path, remark = _with_debug_information(path, _unpacked(path, module, session.index_directory))
             with open_elf(path) as file:
                 build_id = file.find_build_id()
                 if module.build_id and build_id is not None and build_id.hex() != module.build_id:
                     problem = f"{path} is another build: {build_id.hex()}, in the image {module.build_id}"
                     continue
                 names = {section.name for section in file.sections if section.flags & SHF_ALLOC and section.size}
-                difference = _find_difference(file, module, symbols)
+                difference = _find_difference(file, module, places, session.system.all_symbols(session.kernel))
                 if difference is not None:
                     problem = f"{path} is not the module in the image: {difference}"
                     continue
         except KvmDbgError as error:
             problem = str(error)
             continue
-        sections = {
-            name: hex(address)
-            for name, address in module.sections.items()
-            if name in names and _is_loaded(module, address)
-        }
-        sections.setdefault(".text", hex(module.address))
-        return {"name": module.name, "file": path, "sections": sections, "problem": None}
-    return {"name": module.name, "file": None, "sections": {}, "problem": problem}
+        present = {name: address for name, address in places.items() if name in names or name == ".text"}
+        return Plan(module.name, path, present, remark=remark)
+    return Plan(module.name, None, {}, problem)
 
 
-def _find_difference(file: ElfFile, module: Module, symbols: SymbolTable) -> str | None:
+def _with_debug_information(path: str, unpacked: str) -> tuple[str, str | None]:
+    """Return the debug file that a module's file names, and nothing; else the file itself, and what is amiss with it.
+
+    Args:
+        path: where the distribution has the file, by which the debug file is looked for.
+        unpacked: the same without compression.
+    """
+    with open_elf(unpacked) as file:
+        link = None if file.find_section(".debug_info") is not None else read_debug_link(file)
+    if link is None:
+        return unpacked, None
+    found, why = find_debug_file(link, os.path.dirname(path))
+    return (found, None) if found is not None else (unpacked, why)
+
+
+def _find_difference(file: ElfFile, module: Module, sections: dict[str, int], symbols: SymbolTable) -> str | None:
     """Return in what the symbols of a module's file contradict the kernel's table; None if they agree.
 
     Only symbols whose name the module has once, there and here, are compared.
@@ -141,7 +214,7 @@ def _find_difference(file: ElfFile, module: Module, symbols: SymbolTable) -> str
     table = file.find_section(".symtab")
     if table is None:
         return None
-    places = {one.number: module.sections.get(one.name) for one in file.sections if one.flags & SHF_ALLOC}
+    places = {one.number: sections.get(one.name) for one in file.sections if one.flags & SHF_ALLOC}
     data = SymbolData(file, table)
     count = table.size // table.entsize if table.entsize else 0
     rows = [
@@ -152,7 +225,7 @@ def _find_difference(file: ElfFile, module: Module, symbols: SymbolTable) -> str
     example = ""
     for row in rows:
         place = places[row.section]
-        if seen[row.name] > 1 or place is None or not _is_loaded(module, place):
+        if seen[row.name] > 1 or place is None:
             continue
         name = data.name(row.name).decode("utf-8", "replace")
         known = [symbol for symbol in symbols.find_all(name) if symbol.module == module.name]
@@ -174,7 +247,7 @@ def _is_loaded(module: Module, address: int) -> bool:
 
 def _unpacked(path: str, module: Module, cache: str | None) -> str:
     """Return the path of the module without compression, made in the cache if need be. Raises KvmDbgError."""
-    unpack = _UNPACKERS.get(path.rpartition(".")[2])
+    unpack = next((unpack for suffix, unpack in _UNPACKERS.items() if path.endswith(suffix)), None)
     if unpack is None:
         return path
     if cache is None:
@@ -233,4 +306,4 @@ def _unpack_zstd(path: str) -> bytes:
     return b"".join(parts)
 
 
-_UNPACKERS: dict[str, Callable[[str], bytes]] = {"xz": _unpack_xz, "gz": _unpack_gzip, "zst": _unpack_zstd}
+_UNPACKERS: dict[str, Callable[[str], bytes]] = {".xz": _unpack_xz, ".gz": _unpack_gzip, ".zst": _unpack_zstd}
