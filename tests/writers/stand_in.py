@@ -18,7 +18,7 @@ from kvm_dbg.debuginfo.base import Type, TypeTable
 from kvm_dbg.errors import CommandError, FileAccessError, NotMappedError
 from kvm_dbg.image.base import BytesImage, PartialRead, Presence, Range
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel.base import Kernel, LoadAverage, Process, Thread
+from kvm_dbg.kernel.base import Check, Kernel, LoadAverage, Process, Sources, Thread
 from kvm_dbg.symbols.base import Symbol, SymbolTable
 
 PAGE = 4096
@@ -162,6 +162,12 @@ class StandInSystem:
             time.sleep(0.001)
             yield LogRecord(sequence, sequence / 1000, 0, 6, "and so on")
             sequence += 1
+
+    def find_sources(self, kernel: StandInKernel) -> Sources:
+        return Sources("a table of its own", kernel.types.source, None)
+
+    def for_each_check(self, kernel: StandInKernel, command: str | None = None) -> Iterator[Check]:
+        yield from ()
 
     def all_symbols(self, kernel: StandInKernel) -> SymbolTable:
         return kernel.symbols
