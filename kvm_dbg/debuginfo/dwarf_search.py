@@ -52,13 +52,15 @@ class Unit(NamedTuple):
     abbreviations: int
     address_size: int
     offset_size: int
+    version: int
 
 
 class Abbreviation(NamedTuple):
     """What is needed of an abbreviation.
 
     name: (bytes of attributes before the name, its form); None if there is no name or what is before it varies.
-    attributes: (attribute, form).
+    attributes: (attribute, form). implicit: the values that stand in the abbreviation (DW_FORM_implicit_const), by
+    attribute.
     """
 
     tag: int
@@ -66,6 +68,7 @@ class Abbreviation(NamedTuple):
     declaration: bool
     children: bool
     attributes: tuple[tuple[int, int], ...]
+    implicit: dict[int, int]
 
 
 class Area:
@@ -99,6 +102,45 @@ class Area:
         return self.data[at : min(at + size, self.end)] if at < self.end else b""
 
 
+def read_unit(info: Area, at: int, order: str, path: str) -> Unit:
+    """Return the unit whose header is at `at` of .debug_info.
+
+    Raises:
+        UnsupportedError: a version of DWARF that is not known.
+        FormatError: the header is impossible.
+    """
+    wrong = FormatError(path, info.file_offset + at, "unit_length", "a unit does not fit into .debug_info")
+    head = info.read(at, 24)
+    if len(head) < 12:
+        raise wrong
+    (length,) = struct.unpack_from(order + "I", head)
+    wide = length == 0xFFFFFFFF
+    if wide:
+        if len(head) < 24:
+            raise wrong
+        (length,) = struct.unpack_from(order + "Q", head, 4)
+    field = 12 if wide else 4
+    end = at + field + length
+    (version,) = struct.unpack_from(order + "H", head, field)
+    if length < 7 or end > len(info):
+        raise wrong
+    if not 2 <= version <= 5:
+        raise UnsupportedError(f"DWARF version {version}", path)
+    offset_size = 8 if wide else 4
+    if version >= 5:  # the order changed, and units of some types have more fields
+        unit_type, address_size, where = head[field + 2], head[field + 3], field + 4
+        more = {UNIT_TYPE: 8 + offset_size, UNIT_SPLIT_TYPE: 8 + offset_size}
+        more |= {UNIT_SKELETON: 8, UNIT_SPLIT_COMPILE: 8}
+        first = where + offset_size + more.get(unit_type, 0)
+    else:
+        where, first = field + 2, field + 3 + offset_size
+        address_size = head[first - 1] if first <= len(head) else 0
+    if len(head) < where + offset_size or at + first > end:
+        raise wrong
+    (abbreviations,) = struct.unpack_from(order + ("Q" if wide else "I"), head, where)
+    return Unit(at, end, at + first, abbreviations, address_size, offset_size, version)
+
+
 class DwarfSearch:
     """The search in one file.
 
@@ -121,41 +163,14 @@ class DwarfSearch:
         self._last: tuple[int, dict[int, Abbreviation]] = (-1, {})
 
     def _for_each_unit(self) -> Iterator[Unit]:
-        at, size, order = 0, len(self.info), self.order
+        at, size = 0, len(self.info)
         for _ in range(MAX_UNITS):
             if at + 12 > size:
                 return
-            head = self.info.read(at, 24)
-            (length,) = struct.unpack_from(order + "I", head)
-            wide = length == 0xFFFFFFFF
-            if wide:
-                if len(head) < 24:
-                    break
-                (length,) = struct.unpack_from(order + "Q", head, 4)
-            field = 12 if wide else 4
-            end = at + field + length
-            (version,) = struct.unpack_from(order + "H", head, field)
-            if length < 7 or end > size:
-                break
-            if not 2 <= version <= 5:
-                raise UnsupportedError(f"DWARF version {version}", self.path)
-            offset_size = 8 if wide else 4
-            if version >= 5:  # the order changed, and units of some types have more fields
-                unit_type, address_size, where = head[field + 2], head[field + 3], field + 4
-                more = {UNIT_TYPE: 8 + offset_size, UNIT_SPLIT_TYPE: 8 + offset_size}
-                more |= {UNIT_SKELETON: 8, UNIT_SPLIT_COMPILE: 8}
-                first = where + offset_size + more.get(unit_type, 0)
-            else:
-                where, first = field + 2, field + 3 + offset_size
-                address_size = head[first - 1] if first <= len(head) else 0
-            if len(head) < where + offset_size or at + first > end:
-                break
-            (abbreviations,) = struct.unpack_from(order + ("Q" if wide else "I"), head, where)
-            yield Unit(at, end, at + first, abbreviations, address_size, offset_size)
-            at = end
-        else:
-            return
-        raise FormatError(self.path, self.info.file_offset + at, "unit_length", "a unit does not fit into .debug_info")
+            unit = read_unit(self.info, at, self.order, self.path)
+            yield unit
+            at = unit.end
+        raise FormatError(self.path, self.info.file_offset + at, "unit_length", f"more than {MAX_UNITS} units")
 
     def unit_of(self, offset: int) -> Unit | None:
         """Return the unit that a byte of .debug_info lies in."""
@@ -238,34 +253,37 @@ class DwarfSearch:
 
     def _abbreviations_of(self, unit: Unit) -> dict[int, Abbreviation]:
         if self._last[0] != unit.abbreviations:
-            self._last = (unit.abbreviations, self._read_abbreviations(unit.abbreviations))
+            self._last = (unit.abbreviations, read_abbreviations(self.abbreviations, unit.abbreviations, self.path))
         return self._last[1]
 
-    def _read_abbreviations(self, start: int) -> dict[int, Abbreviation]:
-        data = self.abbreviations.read(start, 1 << 20)
-        found: dict[int, Abbreviation] = {}
-        try:
-            code, at = read_leb128(data, 0)
-            while code:
-                tag, at = read_leb128(data, at)
-                children = data[at] != 0
-                at += 1
-                attributes: list[tuple[int, int]] = []
-                while True:
-                    attribute, at = read_leb128(data, at)
-                    form, at = read_leb128(data, at)
-                    if form == FORM_IMPLICIT_CONST:
-                        _, at = read_leb128(data, at)
-                    if not attribute and not form:
-                        break
-                    attributes.append((attribute, form))
-                declaration = any(attribute == AT_DECLARATION for attribute, _ in attributes)
-                found[code] = Abbreviation(tag, _name_of(attributes), declaration, children, tuple(attributes))
-                code, at = read_leb128(data, at)
-        except IndexError as error:
-            where = self.abbreviations.file_offset + start
-            raise FormatError(self.path, where, ".debug_abbrev", "a table of abbreviations is cut off") from error
-        return found
+
+def read_abbreviations(area: Area, start: int, path: str) -> dict[int, Abbreviation]:
+    """Return the table of abbreviations at `start` of .debug_abbrev, by code. Raises FormatError."""
+    data = area.read(start, 1 << 20)
+    found: dict[int, Abbreviation] = {}
+    try:
+        code, at = read_leb128(data, 0)
+        while code:
+            tag, at = read_leb128(data, at)
+            children = data[at] != 0
+            at += 1
+            attributes: list[tuple[int, int]] = []
+            implicit: dict[int, int] = {}
+            while True:
+                attribute, at = read_leb128(data, at)
+                form, at = read_leb128(data, at)
+                if form == FORM_IMPLICIT_CONST:
+                    implicit[attribute], at = read_sleb128(data, at)
+                if not attribute and not form:
+                    break
+                attributes.append((attribute, form))
+            declaration = any(attribute == AT_DECLARATION for attribute, _ in attributes)
+            found[code] = Abbreviation(tag, _name_of(attributes), declaration, children, tuple(attributes), implicit)
+            code, at = read_leb128(data, at)
+    except IndexError as error:
+        where = area.file_offset + start
+        raise FormatError(path, where, ".debug_abbrev", "a table of abbreviations is cut off") from error
+    return found
 
 
 def _name_of(attributes: list[tuple[int, int]]) -> tuple[int, int] | None:
@@ -364,3 +382,11 @@ def read_leb128(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             break
     return value, at
+
+
+def read_sleb128(data: bytes, at: int) -> tuple[int, int]:
+    """Return (a signed LEB128 number, the place after it). Raises IndexError."""
+    start = at
+    value, at = read_leb128(data, at)
+    bits = 7 * (at - start)
+    return (value - (1 << bits) if data[at - 1] & 0x40 else value), at
