@@ -111,13 +111,26 @@ def plan_modules(session: Session, directory: str | None, *, unpack: bool = True
     if directory is not None and not os.path.isdir(directory):
         raise CommandError(f"{directory}: not a directory that can be read")
     places = [directory] if directory is not None else _places(session)
+    files = _files_by_name(places)
+    roots = [*places, *((DEBUG_DIRECTORY,) if directory is None else ())]
+    for module in session.system.for_each_module(session.kernel):
+        yield module, _plan(session, module, [*_named_by_id(module, roots), *files.get(module.name, [])], unpack)
+
+
+def find_module_file(session: Session, module: Module) -> str | None:
+    """Return the path of one module's file out of the usual places, None if there is none that fits."""
+    places = _places(session)
+    paths = [*_named_by_id(module, [*places, DEBUG_DIRECTORY]), *_files_by_name(places).get(module.name, [])]
+    return _plan(session, module, paths, True).file
+
+
+def _files_by_name(places: list[str]) -> dict[str, list[str]]:
+    """Return the module files below the places by their modules' names, the likeliest first."""
     files: dict[str, list[str]] = {}
     for place in places:
         for name, path in _for_each_module_file(place):
             files.setdefault(name, []).append(path)
-    roots = [*places, *((DEBUG_DIRECTORY,) if directory is None else ())]
-    for module in session.system.for_each_module(session.kernel):
-        yield module, _plan(session, module, [*_named_by_id(module, roots), *files.get(module.name, [])], unpack)
+    return files
 
 
 def _named_by_id(module: Module, roots: list[str]) -> list[str]:
