@@ -10,6 +10,7 @@ from typing import Any
 from kvm_dbg.commands.base import Cell, Column, Command, Table
 from kvm_dbg.commands.render import printable
 from kvm_dbg.commands.session import Session
+from kvm_dbg.commands.source_view import NO_CELLS, SourceView
 from kvm_dbg.errors import CommandError, KvmDbgError
 from kvm_dbg.kernel.base import Frame, Thread
 
@@ -30,6 +31,10 @@ COLUMNS = (
     Column("WHY", "text", "why there is no frame, or no sure one, after this"),
     Column("REGISTERS", "list", "name=value of an exception's saved registers", extra=True),
     Column("TASK", "address", "of the task structure", extra=True),
+    Column("FILE", "text", "of the innermost function there, inlined or not"),
+    Column("LINE", "number"),
+    Column("INLINE", "list", "inlined functions there, the innermost first, each with the place of its call"),
+    Column("LOCALS", "list", "with --locals: name = value, after the name of a function that is inlined"),
 )
 GROUP_COLUMNS = (
     Column("COUNT", "number", "tasks with this stack"),
@@ -40,7 +45,9 @@ GROUP_COLUMNS = (
 DESCRIPTION = """Without arguments: the selected thread in gdb and lldb; elsewhere the task that panicked, or else the
 first that runs on a CPU. The kernel's own unwind tables (ORC) in the image are used, where code has none its frame
 pointer, and at last a search of the stack for return addresses: such frames are marked with a question mark. A stack
-ends where user space was left, or where the task was made."""
+ends where user space was left, or where the task was made. With debug information (DWARF) in vmlinux, and in the files
+of modules that are found, each frame has its source line and the functions that the compiler inlined there; for --cpus,
+--all and --group only if asked for."""
 GUESS = "scan"
 REGISTERS_IN_LINE = 4
 
@@ -52,7 +59,7 @@ class Bt(Command):
     summary = "Print kernel stacks, of the selected thread, of the task that panicked, or of any others"
     columns = COLUMNS
     description = DESCRIPTION
-    examples = ("bt", "bt 1", "bt --cpus", "bt --all --group", "bt -v", "bt --all --json")
+    examples = ("bt", "bt 1", "bt --cpus", "bt --all --group", "bt -v", "bt --source 3", "bt --all --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("pid", metavar="PID", type=int, nargs="*", help="these processes or threads; 0: idle tasks")
@@ -61,16 +68,19 @@ class Bt(Command):
         which.add_argument("--all", action="store_true", help="all tasks")
         parser.add_argument("--group", action="store_true", help="print identical stacks once, with their tasks")
         parser.add_argument("-v", "--verbose", action="store_true", help="with stack pointers and saved registers")
+        SourceView.configure(parser)
 
     def run(self, session: Session, args: Any) -> Table:
         tasks = _unwound(session, select(session, args))
+        few = not (args.all or args.cpus or args.group)
+        view = SourceView.open(session, args, unasked=few)
         if args.group:
             if args.output is None:
-                return Table(GROUP_COLUMNS, (), text=group_lines(tasks))
+                return Table(GROUP_COLUMNS, (), text=group_lines(tasks, view), notes=view.notes)
             return Table(GROUP_COLUMNS, group_rows(tasks))
         if args.output is None:
-            return Table(COLUMNS, (), text=task_lines(tasks, verbose=args.verbose))
-        return Table(COLUMNS, (row for thread, frames in tasks for row in rows_of(thread, frames)))
+            return Table(COLUMNS, (), text=task_lines(tasks, view, verbose=args.verbose), notes=view.notes)
+        return Table(COLUMNS, (row for thread, frames in tasks for row in rows_of(thread, frames, view)))
 
 
 def select(session: Session, args: Any) -> Iterator[Thread]:
@@ -121,11 +131,11 @@ def place_of(frame: Frame) -> str:
     return f"{frame.name}+{frame.offset:#x}{module}"
 
 
-def rows_of(thread: Thread, frames: list[Frame]) -> Iterator[list[Cell]]:
+def rows_of(thread: Thread, frames: list[Frame], view: SourceView) -> Iterator[list[Cell]]:
     """Yield a task's rows; one that says why if it has no frame."""
     head: list[Cell] = [thread.pid, thread.lid, thread.cpu, thread.on_cpu, thread.name]
     if not frames:
-        yield [*head, *[None] * 8, thread.why, [], thread.address]
+        yield [*head, *[None] * 8, thread.why, [], thread.address, *NO_CELLS]
     for number, frame in enumerate(frames):
         named = frame.name is not None
         yield [
@@ -141,10 +151,11 @@ def rows_of(thread: Thread, frames: list[Frame]) -> Iterator[list[Cell]]:
             frame.why or None,
             [f"{name}={value:#x}" for name, value in (frame.registers or {}).items()],
             thread.address,
+            *view.cells(thread, frames, number),
         ]
 
 
-def task_lines(tasks: Iterable[tuple[Thread, list[Frame]]], *, verbose: bool) -> Iterator[str]:
+def task_lines(tasks: Iterable[tuple[Thread, list[Frame]]], view: SourceView, *, verbose: bool) -> Iterator[str]:
     """Yield a paragraph for each task."""
     lead = False
     for thread, frames in tasks:
@@ -154,10 +165,12 @@ def task_lines(tasks: Iterable[tuple[Thread, list[Frame]]], *, verbose: bool) ->
         cpu = "" if thread.cpu is None else f"  CPU {thread.cpu}"
         lwp = f"  LWP {thread.lid}" if thread.lid != thread.pid else ""
         yield printable(f"PID {thread.pid}{lwp}{cpu}  {thread.name}  ({thread.why})")
-        yield from frame_lines(frames, verbose=verbose)
+        yield from frame_lines(frames, view, thread, verbose=verbose)
 
 
-def frame_lines(frames: list[Frame], *, verbose: bool) -> Iterator[str]:
+def frame_lines(
+    frames: list[Frame], view: SourceView, thread: Thread | None = None, *, verbose: bool = False
+) -> Iterator[str]:
     """Yield a line for each frame, and one wherever another stack begins."""
     stack = ""
     for number, frame in enumerate(frames):
@@ -167,6 +180,7 @@ def frame_lines(frames: list[Frame], *, verbose: bool) -> Iterator[str]:
         mark = "? " if frame.how == GUESS else "  "
         sp = f" sp {frame.sp:#018x}" if verbose else ""
         yield f" #{number:<2} {frame.pc:#018x}{sp} {mark}{printable(place_of(frame)):<44} {frame.how}"
+        yield from view.lines(thread, frames, number)
         if verbose and frame.registers:
             cells = [f"{name:>8} {value:#018x}" for name, value in frame.registers.items()]
             for first in range(0, len(cells), REGISTERS_IN_LINE):
@@ -216,7 +230,7 @@ def group_rows(tasks: Iterable[tuple[Thread, list[Frame]]]) -> Iterator[list[Cel
         raise failure
 
 
-def group_lines(tasks: Iterable[tuple[Thread, list[Frame]]]) -> Iterator[str]:
+def group_lines(tasks: Iterable[tuple[Thread, list[Frame]]], view: SourceView) -> Iterator[str]:
     """Yield a paragraph for each group. Raises what reading the tasks raises, after the last of them."""
     groups, failure = group(tasks)
     for number, found in enumerate(groups):
@@ -226,6 +240,6 @@ def group_lines(tasks: Iterable[tuple[Thread, list[Frame]]]) -> Iterator[str]:
         yield printable("  " + ", ".join(found.tasks))
         if found.why:
             yield printable(f"  no frames: {found.why}")
-        yield from frame_lines(found.frames, verbose=False)
+        yield from frame_lines(found.frames, view)
     if failure is not None:
         raise failure

@@ -91,6 +91,7 @@ class Session:
         selected: the thread that a debugger has selected while one of its commands runs, None without a debugger.
         last_error: the text of the last command that failed, "" before any has; `geterr` shows it.
         progress: called with a line of text when something takes long.
+        color: whether what reads the output is a terminal that shows colours.
         index_directory, search: what `open` uses where the user does not say.
     """
 
@@ -106,6 +107,7 @@ class Session:
         self.index_directory = index_directory
         self.search = search
         self.last_error = ""
+        self.color = False
         self.progress = progress
         self._kernel: Kernel | None = None
         self._grades: dict[str, str | None] = {}

@@ -101,6 +101,10 @@ class DwarfTypes(TypeTable):
             found = next(filter(None, map(self._find, other_spellings(name))), None)
         return _VOID if found is None and name == "void" else found
 
+    def type_at(self, offset: int) -> Type:
+        """Return the type whose entry is at `offset` of .debug_info, void for 0. Raises FormatError."""
+        return self._type(offset) if offset else _VOID
+
     def _find(self, name: str) -> Type | None:
         if name not in self._names:
             keyword, _, tag = name.partition(" ")

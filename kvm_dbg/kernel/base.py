@@ -7,12 +7,13 @@ functions in `kernel/<os>/`, and its door is one `OperatingSystem` (see `kernel/
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.debuginfo.base import TypeTable
+from kvm_dbg.debuginfo.value import Value
 from kvm_dbg.image.base import MemoryImage, Note, PartialRead, Range
 from kvm_dbg.symbols.base import SymbolTable
 
@@ -328,6 +329,43 @@ class Sources(NamedTuple):
     missing: tuple[str, ...] = ()
 
 
+class SourcePlace(NamedTuple):
+    """Where a frame is in the source: its function, or one that the compiler inlined there.
+
+    function: None if debug information does not name it. file: below the root of the kernel's sources, where that is
+    known; None if unknown. path: the file's path as the compiler had it. line, column: from 1; 0 if unknown. For a
+    function that another was inlined into: the place of that call. inlined: whether this function is inlined.
+    """
+
+    function: str | None
+    file: str | None
+    path: str | None
+    line: int
+    column: int
+    inlined: bool
+
+
+class Variable(NamedTuple):
+    """A parameter or variable of a function; if its value is not known for sure, value is None and why says why."""
+
+    name: str
+    value: Value | None
+    why: str = ""
+
+
+class SourceReader(Protocol):
+    """What debug information says of frames; one is kept as long as its kernel is open."""
+
+    def places(self, frame: Frame) -> Sequence[SourcePlace]:
+        """Return where a frame is, the innermost function first; none if that is not known. Raises KvmDbgError."""
+
+    def variables(self, thread: Thread, frames: Sequence[Frame], number: int) -> Sequence[Sequence[Variable]]:
+        """Return the variables in scope at each place of a frame of a task, as `places` has them, parameters first.
+
+        frames: all of the task's. number: of the frame among them. Raises KvmDbgError.
+        """
+
+
 class OperatingSystem(Protocol):
     """What one operating system's room offers to the floors above; `kernel/linux/__init__.py` is the first.
 
@@ -409,4 +447,12 @@ class OperatingSystem(Protocol):
         """Yield what independent structures of the image say of the data behind each command, or behind one.
 
         Nothing is raised: what cannot be looked at is a finding too.
+        """
+
+    def find_source(self, kernel: Kernel, find_file: Callable[[Module], str | None]) -> SourceReader | None:
+        """Return what tells source lines, None if there is no debug information at all.
+
+        find_file: returns the path of a module's file, which may have debug information; None if there is none.
+
+        Raises KvmDbgError if the debug information is damaged.
         """

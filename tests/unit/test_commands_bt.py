@@ -65,7 +65,8 @@ def test_the_fields_of_a_frame(little: Little, capsys: Capture) -> None:
     assert first == {
         "pid": 41, "lwp": 41, "cpu": 0, "run": True, "name": "job", "frame": 0, "address": hex(TEXT + 0x40),
         "sp": hex(DATA + 0x300), "function": "handle", "offset": 0x10, "module": "ext", "stack": "IRQ",
-        "how": "registers", "why": None, "registers": [], "task": hex(JOB.address),
+        "how": "registers", "why": None, "registers": [], "task": hex(JOB.address), "file": None, "line": None,
+        "inline": [], "locals": [],
     }  # fmt: skip
     assert second["registers"] == [f"rip={TEXT + 0x50:#x}", "cs=0x10"]
     assert third["why"].startswith("no row")

@@ -30,6 +30,7 @@ from kvm_dbg.kernel.base import (
     Module,
     OpenFile,
     Process,
+    SourceReader,
     Sources,
     SystemSummary,
     Thread,
@@ -282,6 +283,7 @@ class LittleSystem:
         self.broken: set[str] = set()
         self.processes: tuple[Process, ...] = PROCESSES
         self.threads: tuple[Thread, ...] = THREADS
+        self.source: SourceReader | None = None
 
     def _end(self, what: str) -> None:
         if what in self.broken:
@@ -358,6 +360,9 @@ class LittleSystem:
 
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         return None
+
+    def find_source(self, kernel: Kernel, find_file: object) -> SourceReader | None:
+        return self.source
 
 
 class EndlessSystem(LittleSystem):

@@ -5,7 +5,7 @@ Each function's module is imported when it is first used, so that a short comman
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         OpenFile,
         OperatingSystem,
         Process,
+        SourceReader,
         Sources,
         SystemSummary,
         Thread,
@@ -138,6 +139,11 @@ class _Linux:
         from kvm_dbg.kernel.linux.check import for_each_check
 
         return for_each_check(kernel, command)
+
+    def find_source(self, kernel: Kernel, find_file: Callable[[Module], str | None]) -> SourceReader | None:
+        from kvm_dbg.kernel.linux.source_line import find_source
+
+        return find_source(kernel, find_file)
 
 
 LINUX: OperatingSystem = _Linux()
