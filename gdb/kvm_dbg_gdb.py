@@ -36,7 +36,7 @@ try:
         start_server,
     )
     from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
-    from kvm_dbg_gdb_setting import Setup, quiet, split_words, warn
+    from kvm_dbg_gdb_setting import Setup, quiet, shows_color, split_words, warn
     from kvm_dbg_gdb_symbols import SymbolFiles
 finally:
     sys.path.remove(HERE)
@@ -155,12 +155,16 @@ class Kvm:
             raise gdb.GdbError(NOT_OPEN)
         return self.server
 
-    def run(self, line: str) -> None:
-        """Run one of the server's commands, its output to gdb's standard output as it comes. Raises gdb.GdbError."""
+    def run(self, line: str, from_tty: bool = False) -> None:
+        """Run one of the server's commands, its output to gdb's standard output as it comes. Raises gdb.GdbError.
+
+        from_tty: a person typed it; others get no colours.
+        """
         server = self.need_server()
         if line.split()[:1] == ["mods"]:
             server.ask({"loaded": [objfile.filename for objfile in gdb.objfiles() if objfile.filename]})
-        with contextlib.closing(server.stream({"run": line, "thread": self._selected()})) as answers:
+        color = from_tty and shows_color(server.ready["pid"])
+        with contextlib.closing(server.stream({"run": line, "thread": self._selected(), "color": color})) as answers:
             for answer in answers:
                 if "text" in answer:
                     gdb.write(answer["text"])
@@ -253,18 +257,18 @@ class KvmCommand(gdb.Command):
         self._name = name
         self._action = action
 
-    def invoke(self, argument: str, _from_tty: bool) -> None:
+    def invoke(self, argument: str, from_tty: bool) -> None:
         """Run it."""
         self.dont_repeat()
-        self._kvm.guarded(lambda: self._run(argument))
+        self._kvm.guarded(lambda: self._run(argument, from_tty))
 
-    def _run(self, argument: str) -> None:
+    def _run(self, argument: str, from_tty: bool) -> None:
         if self._action is not None:
             self._action(split_words(argument))
         elif self._name == "mods" and "--load" in split_words(argument):
             self._kvm.symbols.load_modules(self._kvm.need_server(), split_words(argument))
         else:
-            self._kvm.run((f"{self._name} {argument}").strip())
+            self._kvm.run((f"{self._name} {argument}").strip(), from_tty)
 
     def _complete(self, text: str, word: str | None) -> Any:
         """Return what the last word can become, as far as gdb's idea of a word lets it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import os
 
 import gdb
 
@@ -55,3 +57,25 @@ def split_words(text: str) -> list[str]:
         return list(gdb.string_to_argv(text))
     except (gdb.error, ValueError) as error:
         raise gdb.GdbError(str(error)) from None
+
+
+def shows_color(own_child: int) -> bool:
+    """Return whether what gdb prints now goes to a terminal, with gdb's own styling on and nothing in between.
+
+    gdb does not tell its Python of `pipe COMMAND | PROGRAM`, but the program is then a child of gdb beside the server.
+    """
+    try:
+        styled = gdb.parameter("style enabled") and not gdb.parameter("logging enabled")
+    except RuntimeError:
+        return False
+    if not styled or not os.isatty(1) or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    children = []
+    try:
+        lists = glob.glob("/proc/self/task/*/children")
+        for path in lists:
+            with open(path, encoding="ascii") as file:
+                children += file.read().split()
+    except OSError:
+        return False
+    return bool(lists) and children == [str(own_child)]

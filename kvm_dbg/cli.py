@@ -5,7 +5,8 @@
     kvm-dbg lldb [VMLINUX] IMAGE... [-- LLDB-ARGUMENT...]
 
 The environment is read here and nowhere below: XDG_CACHE_HOME and XDG_CONFIG_HOME for the index and the
-configuration, PAGER for long output. Exit status: 0, 1 for a failure, 2 for wrong use, 130 after Ctrl-C.
+configuration, PAGER and LESS for long output, NO_COLOR (https://no-color.org) and TERM for colours. Exit status: 0, 1
+for a failure, 2 for wrong use, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
 PROGRAM = "kvm-dbg"
+LESS_FLAGS = "FRX"  # less, where the user does not say: leave a short text on the screen, and let colours through
 INDEX_SPACE = 32 << 20  # bytes that must be free: more than the indexes of one kernel take
 OWN_FILES = ("open", "identify", "help")  # commands that take files as arguments of their own, or none
 FILES = "[VMLINUX] IMAGE..."
@@ -223,10 +225,12 @@ def run(words: list[str]) -> int:
     configuration = read_configuration()
     index_directory = None if args.no_index else usable_index_directory(configuration)
     session = Session(_progress if sys.stderr.isatty() else None, index_directory, configuration.search)
+    paged = not args.no_pager and sys.stdout.isatty()
+    session.color = wants_color(paged=paged)
     try:
         if files:
             _open(session, args, files)
-        _write(run_parsed(session, command, args), paged=not args.no_pager and sys.stdout.isatty())
+        _write(run_parsed(session, command, args), paged=paged)
     finally:
         session.close()
     return 0
@@ -258,7 +262,7 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
             options = False
         elif options and word.startswith("-") and len(word) > 1:
             rest.append(word)
-            if parser.takes_value(word):
+            if parser.takes_value(word, words[position] if position < len(words) else ""):
                 rest += words[position : position + 1]
                 position += 1
         elif not files or os.path.lexists(word) or only_kernel_file(files):
@@ -311,6 +315,17 @@ def _write(pieces: Iterable[str], *, paged: bool) -> None:
         raise failure
 
 
+def wants_color(*, paged: bool) -> bool:
+    """Return whether standard output is a terminal that shows colours, and so does the pager in front of it."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    pager = _pager_words() if paged else []
+    if not pager:
+        return True
+    flags = " ".join([os.environ.get("LESS", LESS_FLAGS), *pager[1:]])
+    return os.path.basename(pager[0]) == "less" and "r" in flags.lower()
+
+
 def _pager_words() -> list[str]:
     """Return the user's pager and its arguments; none if PAGER is set to nothing or to nonsense."""
     import shlex
@@ -325,7 +340,7 @@ def _page(pager: list[str], held: list[str], rest: Iterator[str]) -> None:
     import subprocess
     from itertools import chain
 
-    environment = {"LESS": "FX", **os.environ}
+    environment = {"LESS": LESS_FLAGS, **os.environ}
     try:
         child = subprocess.Popen(pager, stdin=subprocess.PIPE, text=True, errors="backslashreplace", env=environment)
     except OSError:  # no pager on this machine: the terminal scrolls

@@ -257,7 +257,8 @@ class Kvm:
             server.ask({"loaded": [path for path in files if path]})
         thread = self.target.GetProcess().GetSelectedThread()
         tid = thread.GetThreadID() if thread.IsValid() else None
-        with contextlib.closing(server.stream({"run": line, "thread": tid})) as answers:
+        color = bool(self.debugger.GetUseColor()) and os.isatty(1) and not os.environ.get("NO_COLOR")
+        with contextlib.closing(server.stream({"run": line, "thread": tid, "color": color})) as answers:
             for answer in answers:
                 if "text" in answer:
                     result.Print(answer["text"])

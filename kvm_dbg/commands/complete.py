@@ -30,7 +30,7 @@ def complete_line(session: Session, line: str) -> list[str]:
     if last.startswith("-"):
         return [word for word in parser.option_words() if word.startswith(last)]
     previous = before[-1]
-    action = parser.find_option(previous) if parser.takes_value(previous) else parser.positional_at(before[1:])
+    action = parser.find_option(previous) if parser.takes_value(previous, "") else parser.positional_at(before[1:])
     found: set[str] = set()
     if action is not None:
         with contextlib.suppress(KvmDbgError):  # half of the processes are better than none

@@ -45,10 +45,12 @@ class Parser(argparse.ArgumentParser):
         """Return the option that is written `word`, None if there is none."""
         return self._option_string_actions.get(word)
 
-    def takes_value(self, word: str) -> bool:
-        """Return whether `word` is an option whose value is the next word."""
+    def takes_value(self, word: str, after: str) -> bool:
+        """Return whether `word` is an option whose value is the next word, `after`; "" if there is none."""
         option = self.find_option(word)
-        return option is not None and option.nargs != 0
+        if option is None or option.nargs == 0:
+            return False
+        return option.nargs != "?" or after.isdecimal()  # those that may have a value have a number
 
     def option_words(self) -> list[str]:
         """Return the long options, sorted."""
@@ -62,11 +64,11 @@ class Parser(argparse.ArgumentParser):
         """Return the positional argument that a word after `words` would be; the last one may repeat."""
         count = 0
         skip = False
-        for word in words:
+        for word, after in zip(words, [*words[1:], ""], strict=True):
             if skip:
                 skip = False
             elif word.startswith("-") and len(word) > 1:
-                skip = self.takes_value(word)
+                skip = self.takes_value(word, after)
             else:
                 count += 1
         positionals = self._get_positional_actions()

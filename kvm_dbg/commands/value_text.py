@@ -115,9 +115,8 @@ def _struct(value: Value, type_: StructType, symbolize: Symbolize, depth: int) -
         if number >= MAX_ITEMS:
             yield "..."
             break
-        inner = value._at(member.bit_offset >> 3, member.type, member)
         yield f"{member.name} = " if member.name else ""
-        yield from _pieces(inner, symbolize, depth + 1)
+        yield from _pieces(value.part(member), symbolize, depth + 1)
     yield "}"
 
 

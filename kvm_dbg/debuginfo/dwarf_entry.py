@@ -225,10 +225,9 @@ class UnitReader:
                     depth -= 1
                     at = body
                     continue
+                size, sibling_at = plans.get(code) or self._plan(code)
                 if not depth:
                     yield at + start
-                plan = plans.get(code) or self._plan(code)
-                size, sibling_at = plan
                 if size < 0:
                     entry = self._entry(at + start)
                     body, sibling = entry.end - start, entry.sibling - start

@@ -9,7 +9,7 @@ saved at an offset from it, or left alone. Everything else makes a register unkn
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from kvm_dbg.debuginfo.dwarf_entry import DwarfSections
@@ -38,7 +38,7 @@ class SavedRegisters(NamedTuple):
     """
 
     cfa: tuple[int, int] | None
-    saved: dict[int, int | None]
+    saved: Mapping[int, int | None]
 
 
 class _Common(NamedTuple):

@@ -92,7 +92,10 @@ class Value:
         """
         if not isinstance(self.type, StructType):
             raise MemberNotFound(self.type.name or "this type", path)
-        member = self.type.member(path)
+        return self.part(self.type.member(path))
+
+    def part(self, member: Member) -> Value:
+        """Return the member of this struct that `member` describes, which may be one without a name."""
         return self._at(member.bit_offset >> 3, member.type, member)
 
     def __getitem__(self, key: str | int) -> Value:

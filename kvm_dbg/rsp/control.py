@@ -3,7 +3,8 @@
 gdb prints what `monitor` says on its standard error and tells nobody whether a command failed; lldb shows it as
 packets. So adapters send kvm commands here, get their output as it comes, and know how they ended.
 
-    {"run": LINE, "thread": ID} {"text": TEXT}..., then {"done": true} or {"error": TEXT}; ID: the selected thread's
+    {"run": LINE, "thread": ID} {"text": TEXT}..., then {"done": true} or {"error": TEXT}; ID: the selected thread's;
+                                with "color": true the text may have a terminal's colours
     {"interrupt": true}         no answer; what runs ends with {"error": "interrupted"}
     {"complete": LINE}          {"words": [...]}
     {"symbol": NAME}            {"address": "0x..."} or {"error": TEXT}
@@ -193,11 +194,13 @@ def _messages(
 
             tid = request.get("thread")
             session.selected = debugger.target.threads.get(tid) if isinstance(tid, int) else None
+            session.color = request.get("color") is True
             try:
                 for text in run_line(session, line):
                     yield {"text": text}
             finally:
                 session.selected = None
+                session.color = False  # `monitor` has its output shown by whoever asks
             yield {"done": True}
         case {"complete": str(line)}:
             from kvm_dbg.commands.complete import complete_line

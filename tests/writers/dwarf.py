@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tests.writers.kernel_file import COMPRESSED, Part
@@ -20,7 +21,12 @@ DATA_BIT_OFFSET = 0x6B
 BLOCK1, DATA2, DATA4, DATA8, STRING, DATA1, SDATA, STRP, UDATA, REF4, FLAG_PRESENT, EXPRLOC = (
     0x0A, 0x05, 0x06, 0x07, 0x08, 0x0B, 0x0D, 0x0E, 0x0F, 0x13, 0x19, 0x18,
 )  # fmt: skip
+ADDR, SEC_OFFSET = 0x01, 0x17
+PARAMETER, LEXICAL_BLOCK, INLINED, VARIABLE = 0x05, 0x0B, 0x1D, 0x34
+STMT_LIST, LOW_PC, HIGH_PC, COMP_DIR, INLINE, ABSTRACT_ORIGIN, FRAME_BASE = 0x10, 0x11, 0x12, 0x1B, 0x20, 0x31, 0x40
+RANGES, CALL_COLUMN, CALL_FILE, CALL_LINE = 0x55, 0x57, 0x58, 0x59
 
+FIXED = {DATA1: "B", DATA2: "H", DATA4: "I", DATA8: "Q", ADDR: "Q", SEC_OFFSET: "I"}
 Value = int | str | bytes
 Attribute = tuple[int, int, Value]
 
@@ -73,9 +79,9 @@ class DwarfWriter:
             self.strings += raw
         return self.strings.index(raw)
 
-    def unit(self, *dies: Die) -> None:
-        """Add a unit with these entries below its own."""
-        top = Die(COMPILE_UNIT, [(NAME, STRP, "unit.c")], list(dies), sibling=False)
+    def unit(self, *dies: Die, attributes: Sequence[Attribute] = ()) -> None:
+        """Add a unit with these entries below its own, which is called unit.c and has these attributes."""
+        top = Die(COMPILE_UNIT, [(NAME, STRP, "unit.c"), *attributes], list(dies), sibling=False)
         start = len(self.info)
         codes: dict[tuple[object, ...], int] = {}
         table_at = len(self.abbrev)
@@ -142,7 +148,7 @@ class DwarfWriter:
             return sleb128(value)
         if form == UDATA:
             return leb128(value)
-        return struct.pack(self.order + {DATA1: "B", DATA2: "H", DATA4: "I", DATA8: "Q"}[form], value)
+        return struct.pack(self.order + FIXED[form], value)
 
     def parts(self, *, compressed: bool = False) -> list[Part]:
         """Return the sections, zlib-compressed if asked for (in 64-bit files)."""
