@@ -82,7 +82,7 @@ class SourceView:
         if not asked and not unasked:
             return cls(None)
         try:
-            reader = session.system.find_source(session.kernel, partial(find_module_file, session))
+            reader = session.system.open_source_reader(session.kernel, partial(find_module_file, session))
         except KvmDbgError as error:
             if asked:
                 raise

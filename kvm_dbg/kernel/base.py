@@ -449,7 +449,7 @@ class OperatingSystem(Protocol):
         Nothing is raised: what cannot be looked at is a finding too.
         """
 
-    def find_source(self, kernel: Kernel, find_file: Callable[[Module], str | None]) -> SourceReader | None:
+    def open_source_reader(self, kernel: Kernel, find_file: Callable[[Module], str | None]) -> SourceReader | None:
         """Return what tells source lines, None if there is no debug information at all.
 
         find_file: returns the path of a module's file, which may have debug information; None if there is none.

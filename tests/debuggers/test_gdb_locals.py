@@ -112,7 +112,7 @@ def no_file(module: Module) -> str | None:
 def compare(kernel: Kernel, stacks: dict[int, list[tuple[int, list[Any]]]]) -> tuple[list[str], int, int]:
     """Return what differs, the number of values that both know, and of those that gdb knows."""
     system = system_of(kernel)
-    source = system.find_source(kernel, no_file)
+    source = system.open_source_reader(kernel, no_file)
     assert source is not None
     wrong: list[str] = []
     both = all_known = 0

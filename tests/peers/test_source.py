@@ -67,7 +67,7 @@ def check(frame: Frame, places: list[SourcePlace], same: list[Any]) -> Iterator[
 
 def test_source_lines(peer: Peer) -> None:
     finder = Finder(peer)
-    source = peer.system.find_source(peer.kernel, finder.find)
+    source = peer.system.open_source_reader(peer.kernel, finder.find)
     assert source is not None
     stacks = [list(peer.system.unwind(peer.kernel, thread)) for thread in peer.system.for_each_thread(peer.kernel)]
     for frames in stacks:

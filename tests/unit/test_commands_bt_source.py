@@ -126,7 +126,7 @@ def test_damaged_debug_information(little: Little, capsys: Capture, monkeypatch:
     def damaged(kernel: object, find_file: object) -> None:
         raise FormatError("vmlinux", 1, ".debug_aranges", "a set of ranges does not fit")
 
-    monkeypatch.setattr(little.system, "find_source", damaged)
+    monkeypatch.setattr(little.system, "open_source_reader", damaged)
     assert "note: no source lines: vmlinux" in run(capsys, little)
     assert cli.main(["bt", little.image, "--lines"]) == 1
     assert "a set of ranges does not fit" in capsys.readouterr().err

@@ -361,7 +361,7 @@ class LittleSystem:
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         return None
 
-    def find_source(self, kernel: Kernel, find_file: object) -> SourceReader | None:
+    def open_source_reader(self, kernel: Kernel, find_file: object) -> SourceReader | None:
         return self.source
 
 

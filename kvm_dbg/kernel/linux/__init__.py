@@ -140,10 +140,10 @@ class _Linux:
 
         return for_each_check(kernel, command)
 
-    def find_source(self, kernel: Kernel, find_file: Callable[[Module], str | None]) -> SourceReader | None:
-        from kvm_dbg.kernel.linux.source_line import find_source
+    def open_source_reader(self, kernel: Kernel, find_file: Callable[[Module], str | None]) -> SourceReader | None:
+        from kvm_dbg.kernel.linux.source_line import open_source_reader
 
-        return find_source(kernel, find_file)
+        return open_source_reader(kernel, find_file)
 
 
 LINUX: OperatingSystem = _Linux()

@@ -130,15 +130,15 @@ def address_of(frame: Frame) -> int:
     return frame.pc if frame.exact else frame.pc - 1
 
 
-def find_source(kernel: Kernel, find_file: Callable[[Module], str | None]) -> Source | None:
+def open_source_reader(kernel: Kernel, find_file: Callable[[Module], str | None]) -> Source | None:
     """Return the source of a kernel, None without vmlinux or debug information in it. Raises KvmDbgError."""
-    source = remembered(kernel, _open_source)
+    source = remembered(kernel, _make_source)
     if source is not None:
         source.find_file = find_file
     return source
 
 
-def _open_source(kernel: Kernel) -> Source | None:
+def _make_source(kernel: Kernel) -> Source | None:
     path = getattr(kernel, "vmlinux_path", None)
     if path is None:
         return None
