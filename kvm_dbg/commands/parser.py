@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from typing import NoReturn
 
 from kvm_dbg.commands.base import Command
@@ -64,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         """Return the positional argument that a word after `words` would be; the last one may repeat."""
         count = 0
         skip = False
-        for word, after in zip(words, [*words[1:], ""], strict=True):
+        for word, after in zip_longest(words, words[1:], fillvalue=""):
             if skip:
                 skip = False
             elif word.startswith("-") and len(word) > 1:
