@@ -4,10 +4,11 @@
     (lldb) kvm open vmlinux vmcore
     (lldb) kvm procs
 
-This file knows lldb and nothing about kernels. It starts a server as a child process (`kvm_dbg_client.py`, which lies
-with gdb's adapter), connects lldb to it, places the symbols where the server says they are, and registers the `kvm`
-commands. It runs in whatever Python lldb embeds (3.8 or newer, lldb 19 or newer) and needs nothing but the standard
-library; the server runs in the Python that has the package, see `kvm_dbg_client.py`.
+This file and its neighbour know lldb and nothing about kernels. It starts a server as a child process
+(`kvm_dbg_client.py`, which lies with gdb's adapter), connects lldb to it, has the symbols placed where the server says
+they are (`kvm_dbg_lldb_symbols.py`), and registers the `kvm` commands. It runs in whatever Python lldb embeds (3.8 or
+newer, lldb 19 or newer) and needs nothing but the standard library; the server runs in the Python that has the package,
+see `kvm_dbg_client.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import atexit
 import contextlib
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -26,17 +26,26 @@ import lldb
 
 HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__file__))))
 CLIENT = os.path.join(os.path.dirname(HERE), "gdb")
-sys.path.insert(0, CLIENT)
+sys.path[:0] = [HERE, CLIENT]
 try:
     from kvm_dbg_client import NOT_OPEN, OPEN_OPTIONS, OWN_COMMANDS, Server, ServerError, ServerGone, start_server
     from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
+    from kvm_dbg_lldb_symbols import (
+        CommandFailed,
+        cache_directory,
+        create_target,
+        find_symbols,
+        lldb_version,
+        load_modules,
+        place,
+        warn,
+    )
 finally:
-    sys.path.remove(CLIENT)
+    del sys.path[:2]
 
 OWN_COMPLETION = 20  # the first version that asks a command what its words can become
 KINDS = {"FILE": "disk-file", "PID": "thread-id", "NAME": "symbol", "ADDRESS": "symbol"}
 """For a command's first argument, what older versions can complete it by, of the kinds that they know themselves."""
-SPLIT_FUNCTIONS = 23  # the first version known not to take a function in several pieces for all between them
 
 OPEN_HELP = (
     """Open a kernel memory image and connect lldb to it.
@@ -51,22 +60,6 @@ which thread a memory read is for: user memory is read by `kvm read --pid`.
   --no-symbols     do not load symbols into lldb"""
     + OPEN_OPTIONS
 )
-
-
-class CommandFailed(Exception):  # noqa: N818 - the name says it
-    """A command ends with this text for people."""
-
-
-def warn(text: str) -> None:
-    """Say something that is no command's output: standard output stays clean for scripts."""
-    sys.stderr.write(f"kvm: {text}\n")
-    sys.stderr.flush()
-
-
-def lldb_version() -> int:
-    """Return lldb's major version, 0 if it cannot be told."""
-    found = re.search(r"version (\d+)\.", lldb.SBDebugger.GetVersionString() or "")
-    return int(found[1]) if found else 0
 
 
 def split_words(text: str) -> list[str]:
@@ -97,17 +90,6 @@ class Setup:
         while self._saved:
             name, value = self._saved.pop()
             lldb.SBDebugger.SetInternalVariable(name, value, self._debugger.GetInstanceName())
-
-
-def cache_directory() -> str | None:
-    """Return the directory of this lldb's index cache, made if need be; None where none can be."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    path = os.path.join(base, "kvm-dbg", "lldb-index", str(lldb_version()))
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError:
-        return None
-    return path if os.access(path, os.W_OK) else None
 
 
 class Kvm:
@@ -153,8 +135,8 @@ class Kvm:
         if directory is not None:
             self.setup.change("symbols.lldb-index-cache-path", directory)
             self.setup.change("symbols.enable-lldb-index-cache", "true")
-        path = self._symbol_file(server) if with_symbols else None
-        self.target = self._create_target(path, server)
+        symbols = find_symbols(server) if with_symbols else None
+        self.target = create_target(self.debugger, symbols, str(server.ready["triple"]))
         self.debugger.SetSelectedTarget(self.target)
         server.ask({"offsets": False})
         address = str(server.ready["address"])
@@ -167,8 +149,8 @@ class Kvm:
             raise CommandFailed(f"lldb could not connect to the server: {result.GetError()}{why}")
         # So that what `kvm write` changes is seen at once. It is this process's own setting, and goes with it.
         self._execute("settings set target.process.disable-memory-cache true")
-        if path is not None:
-            self._place(self.target.GetModuleAtIndex(0), server.ready)
+        if symbols is not None:
+            place(self.target, int(server.ready["slide"], 16))
 
     def _look(self) -> None:
         """Raise KeyboardInterrupt, once in a command, after Ctrl-C: lldb only takes a note of that."""
@@ -192,39 +174,6 @@ class Kvm:
             yield
         finally:
             self.debugger.SetAsync(asynchronous)
-
-    def _create_target(self, path: str | None, server: Server) -> Any:
-        error = lldb.SBError()
-        triple = str(server.ready["triple"])
-        target = self.debugger.CreateTarget(path or "", triple, "remote-linux", False, error)
-        if path is not None and not target.IsValid():
-            warn(f"{path}: lldb could not load its symbols: {error.GetCString()}")
-            target = self.debugger.CreateTarget("", triple, "remote-linux", False, error)
-        if not target.IsValid():
-            raise CommandFailed(f"lldb could not make a target: {error.GetCString()}")
-        return target
-
-    def _symbol_file(self, server: Server) -> str | None:
-        path = server.ready["vmlinux"]
-        if path is None:
-            warn("no vmlinux was found, so lldb has no symbols; kvm commands work without")
-            return None
-        if lldb_version() >= SPLIT_FUNCTIONS:
-            return str(path)
-        try:
-            return str(server.ask({"joined": True})["file"])
-        except ServerError as error:
-            warn(f"backtraces through functions in several pieces may take minutes: {error}")
-            return str(path)
-
-    def _place(self, module: Any, ready: dict[str, Any]) -> None:
-        """Place the kernel's sections; those linked at address 0 (per-CPU data) are nowhere: no task has them there."""
-        slide = int(ready["slide"], 16)
-        for index in range(module.GetNumSections()):
-            section = module.GetSectionAtIndex(index)
-            address = section.GetFileAddress()
-            if address and str(section.GetName()).startswith("PT_LOAD"):
-                self.target.SetSectionLoadAddress(section, address + slide)
 
     def close(self) -> None:
         """Undo everything that `open` did; harmless if nothing is open."""
@@ -278,39 +227,6 @@ class Kvm:
         thread.GetStatus(status)
         result.Print(str(status.GetData()))
 
-    def load_modules(self, words: list[str], result: Any) -> None:
-        """Load the symbols of the kernel's modules, from files in a directory or in the usual places."""
-        server = self.need_server()
-        rest = [word for word in words if word != "--load"]
-        if len(rest) > 1 or any(word.startswith("-") for word in rest):
-            raise CommandFailed("usage: kvm mods --load [DIRECTORY]")
-        plan = server.ask({"modules": os.path.abspath(os.path.expanduser(rest[0])) if rest else None})["modules"]
-        absent = [module["name"] for module in plan if module["file"] is None and module["problem"] is None]
-        if absent:
-            warn("no file was found of: " + ", ".join(absent))
-        loaded = 0
-        for module in plan:
-            if module["problem"] is not None:
-                warn("{}: {}".format(module["name"], module["problem"]))
-            if module["file"] is not None:
-                if self._load_module(module):
-                    loaded += 1
-                else:
-                    warn("{}: lldb could not load {}".format(module["name"], module["file"]))
-        result.Print(f"symbols of {loaded} of {len(plan)} modules loaded\n")
-        if plan and not loaded:
-            raise CommandFailed("no module's symbols could be loaded")
-
-    def _load_module(self, module: dict[str, Any]) -> bool:
-        added = self.target.AddModule(str(module["file"]), self.target.GetTriple(), None)
-        if not added.IsValid():
-            return False
-        for name, address in module["sections"].items():
-            section = added.FindSection(name)
-            if section.IsValid():
-                self.target.SetSectionLoadAddress(section, int(address, 16))
-        return True
-
     def guarded(self, action: Callable[[], None], result: Any) -> None:
         """Do something for a command: failures are `result`'s, and a server that has ended is cleared up after."""
         self._interrupted = False
@@ -351,7 +267,7 @@ class Subcommand:
         if self.name in OWN_COMMANDS:
             run_own_command(kvm, self.name, split_words(line), result)
         elif self.name == "mods" and "--load" in split_words(line):
-            kvm.load_modules(split_words(line), result)
+            load_modules(kvm.target, kvm.need_server(), split_words(line), result)
         else:
             kvm.run(f"{self.name} {line}".strip(), result)
 

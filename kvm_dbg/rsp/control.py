@@ -14,6 +14,7 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
     {"loaded": [PATH, ...]}     {"done": true}; the files whose symbols the debugger has, for what `mods` shows
     {"unwind": true}            {"file": PATH or null}: unwind rules to load without an offset, for entry code
     {"joined": true}            {"file": PATH}: vmlinux, or a copy without functions in several pieces, for old lldb
+    {"lldb": true}              {"file": PATH, "trap_handlers": [NAME...]}: what lldb takes for the kernel
     {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
 
 Every request but the interrupt has an answer, in order. When standard input ends, so does the server.
@@ -230,6 +231,11 @@ def _messages(
 
             path = str(getattr(session.kernel, "vmlinux_path", None))
             yield {"file": make_joined_file(path, session.index_directory)}
+        case {"lldb": True}:
+            from kvm_dbg.rsp.lldb_module import make_lldb_module
+
+            module = make_lldb_module(session)
+            yield {"file": module.path, "trap_handlers": module.trap_handlers}
         case {"offsets": False}:
             debugger.text_address = None
             yield {"done": True}

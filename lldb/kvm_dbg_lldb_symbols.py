@@ -1,0 +1,151 @@
+"""Symbols in lldb: the kernel's at its slide, with unwind rules for all of its code, and its modules'."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Any, NamedTuple
+
+from kvm_dbg_client import Server, ServerError
+
+import lldb
+
+SPLIT_FUNCTIONS = 23  # the first version known not to take a function in several pieces for all between them
+
+
+class CommandFailed(Exception):  # noqa: N818 - the name says it
+    """A command ends with this text for people."""
+
+
+class Symbols(NamedTuple):
+    """Where the kernel's symbols are.
+
+    object: the file that lldb takes for the kernel. debug: the one with its debug information, None if that is the
+    same. trap_handlers: functions that may have switched the stack, which lldb shall unwind by the first file's rules.
+    """
+
+    object: str
+    debug: str | None
+    trap_handlers: list[str]
+
+
+def warn(text: str) -> None:
+    """Say something that is no command's output: standard output stays clean for scripts."""
+    sys.stderr.write(f"kvm: {text}\n")
+    sys.stderr.flush()
+
+
+def lldb_version() -> int:
+    """Return lldb's major version, 0 if it cannot be told."""
+    found = re.search(r"version (\d+)\.", lldb.SBDebugger.GetVersionString() or "")
+    return int(found[1]) if found else 0
+
+
+def cache_directory() -> str | None:
+    """Return the directory of this lldb's index cache, made if need be; None where none can be."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    path = os.path.join(base, "kvm-dbg", "lldb-index", str(lldb_version()))
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        return None
+    return path if os.access(path, os.W_OK) else None
+
+
+def find_symbols(server: Server) -> Symbols | None:
+    """Return the files to load for the opened kernel, None where no vmlinux was found; what is missing is said."""
+    path = server.ready["vmlinux"]
+    if path is None:
+        warn("no vmlinux was found, so lldb has no symbols; kvm commands work without")
+        return None
+    if lldb_version() < SPLIT_FUNCTIONS:
+        try:
+            path = server.ask({"joined": True})["file"]
+        except ServerError as error:
+            warn(f"backtraces through functions in several pieces may take minutes: {error}")
+    try:
+        module = server.ask({"lldb": True})
+    except ServerError as error:
+        warn(f"backtraces end where the kernel was entered or interrupted: {error}")
+        return Symbols(str(path), None, [])
+    return Symbols(str(module["file"]), str(path), list(module["trap_handlers"]))
+
+
+def create_target(debugger: Any, symbols: Symbols | None, triple: str) -> Any:
+    """Return a new target with the kernel's symbols, not yet placed; without them if lldb does not like the files.
+
+    Raises:
+        CommandFailed: lldb makes no target at all.
+    """
+    error = lldb.SBError()
+    target = debugger.CreateTarget(symbols.object if symbols else "", triple, "remote-linux", False, error)
+    if symbols is not None and not target.IsValid():
+        warn(f"{symbols.object}: lldb could not load its symbols: {error.GetCString()}")
+        target = debugger.CreateTarget("", triple, "remote-linux", False, error)
+    if not target.IsValid():
+        raise CommandFailed(f"lldb could not make a target: {error.GetCString()}")
+    if symbols is not None and target.GetNumModules():
+        name = os.path.basename(symbols.object)
+        if symbols.debug is not None:
+            _execute(debugger, target, f'target symbols add -s "{name}" "{symbols.debug}"')
+        if symbols.trap_handlers:
+            _execute(debugger, target, "settings append target.trap-handler-names " + " ".join(symbols.trap_handlers))
+    return target
+
+
+def _execute(debugger: Any, target: Any, command: str) -> None:
+    """Execute one of lldb's commands on a target that need not be the selected one."""
+    result = lldb.SBCommandReturnObject()
+    debugger.GetCommandInterpreter().HandleCommand(command, lldb.SBExecutionContext(target), result)
+    if not result.Succeeded():
+        warn(f"{command[:60]}: {str(result.GetError()).strip()}")
+
+
+def place(target: Any, slide: int) -> None:
+    """Place the kernel's sections; those linked at address 0 (per-CPU data) are nowhere: no task has them there."""
+    module = target.GetModuleAtIndex(0)
+    for index in range(module.GetNumSections()):
+        section = module.GetSectionAtIndex(index)
+        address = section.GetFileAddress()
+        if address and str(section.GetName()).startswith("PT_LOAD"):
+            target.SetSectionLoadAddress(section, address + slide)
+
+
+def load_modules(target: Any, server: Server, words: list[str], result: Any) -> None:
+    """Load the symbols of the kernel's modules, from files in a directory or in the usual places.
+
+    Raises:
+        CommandFailed: wrong words, or nothing could be loaded.
+        ServerError, ServerGone: as the server says.
+    """
+    rest = [word for word in words if word != "--load"]
+    if len(rest) > 1 or any(word.startswith("-") for word in rest):
+        raise CommandFailed("usage: kvm mods --load [DIRECTORY]")
+    plan = server.ask({"modules": os.path.abspath(os.path.expanduser(rest[0])) if rest else None})["modules"]
+    absent = [module["name"] for module in plan if module["file"] is None and module["problem"] is None]
+    if absent:
+        warn("no file was found of: " + ", ".join(absent))
+    loaded = 0
+    for module in plan:
+        if module["problem"] is not None:
+            warn("{}: {}".format(module["name"], module["problem"]))
+        if module["file"] is not None:
+            if _load_module(target, module):
+                loaded += 1
+            else:
+                warn("{}: lldb could not load {}".format(module["name"], module["file"]))
+    result.Print(f"symbols of {loaded} of {len(plan)} modules loaded\n")
+    if plan and not loaded:
+        raise CommandFailed("no module's symbols could be loaded")
+
+
+def _load_module(target: Any, module: dict[str, Any]) -> bool:
+    added = target.AddModule(str(module["file"]), target.GetTriple(), None)
+    if not added.IsValid():
+        return False
+    for name, address in module["sections"].items():
+        section = added.FindSection(name)
+        if section.IsValid():
+            target.SetSectionLoadAddress(section, int(address, 16))
+    return True
