@@ -3,7 +3,8 @@
 A module of lldb's has an object file and may have another one for its debug information. lldb unwinds by the rules of
 both: by vmlinux's .debug_frame where that has an entry for the function, else by the object file's .eh_frame. So with
 this file for the object and vmlinux for the symbols, entry code has rules (`eh_frame.py`), and every function keeps its
-source lines and its compiler's rules. The bytes of the sections come from the image, which knows what was patched.
+source lines and its compiler's rules. The bytes of the sections come from the image, which knows what was patched; in
+this file they would begin behind its end, so that lldb has no others to show where the image lacks some.
 
 Two more things are told here. Where a C function runs on another stack for a while, the compiler's rules are wrong and
 ORC's are right: it has an entry as well, and lldb takes that one if it is told that the function is a trap handler
@@ -27,7 +28,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvm_dbg.elf import (
     PT_NOTE,
     SHF_ALLOC,
-    SHT_NOBITS,
     SHT_NOTE,
     SHT_PROGBITS,
     SHT_STRTAB,
@@ -44,12 +44,13 @@ from kvm_dbg.rsp.unwind_elf import ELF_HEADER, SECTION_HEADER
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
-LAYOUT = 1  # raise it when what is written changes
+LAYOUT = 2  # raise it when what is written changes
 TRAP_HANDLERS = ".kvm_dbg.trap_handlers"  # names of functions, each ended by a zero byte
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
 PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 STT_NOTYPE, STT_FUNC = 0, 2
 SHN_LORESERVE, SHN_ABS = 0xFF00, 0xFFF1
+NOWHERE = 1 << 40  # bytes; behind the end of the file
 MAX_FUNCTION = 1 << 20  # bytes; what is longer is a hole behind the last function of its section
 LAST_ADDRESS = (1 << 64) - 1
 
@@ -214,7 +215,7 @@ def _elf(file: ElfFile, symbols: SymbolRows, ends: dict[int, int], eh_frame: byt
     for section in memory:
         notes = section.type == SHT_NOTE
         data = bytes(file.section_data(section)) if notes else b""
-        kind = SHT_NOTE if notes else SHT_NOBITS
+        kind = SHT_NOTE if notes else SHT_PROGBITS
         sections.append((section.name, kind, section.flags, section.addr, section.size, data, 0, 0, 1, 0))
     sections += [
         (".eh_frame", SHT_PROGBITS, 0, 0, 0, eh_frame, 0, 0, 8, 0),
@@ -233,10 +234,9 @@ def _elf(file: ElfFile, symbols: SymbolRows, ends: dict[int, int], eh_frame: byt
         body += bytes(-len(body) % 8)
         if kind == SHT_NOTE:
             notes_at = notes_at or len(body)
+        offset = len(body) if data or not size else NOWHERE
         headers.append(
-            SECTION_HEADER.pack(
-                place, kind, flags, address, len(body), len(data) or size, linked, info, align, entry_size
-            )
+            SECTION_HEADER.pack(place, kind, flags, address, offset, len(data) or size, linked, info, align, entry_size)
         )
         place += len(name.encode()) + 1
         body += data

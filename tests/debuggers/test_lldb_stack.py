@@ -164,3 +164,13 @@ def test_backtraces_keep_their_source_lines(real_lldb: Lldb) -> None:
     lines = [line for line in result.stdout.splitlines() if frame.search(line)]
     assert len(lines) >= 1000
     assert [line for line in lines if not re.search(r" at [\w.-]+\.[chS]:\d+", line)] == []
+
+
+@pytest.mark.parametrize("name", ["deb12-4level", "bpo13-panic"])
+def test_a_cpus_copy_of_a_per_cpu_variable_is_at_its_offset(real_lldb: Lldb, name: str) -> None:
+    """Linked at 0 before Linux 6.15; `rq->cpu` is the number of its CPU (kernel/sched/core.c, sched_init)."""
+    dump = lab_dump(name)
+    command = f"kvm open {dump.vmlinux} {dump.files['elf'].paths[0]}"
+    expression = "p ((struct rq *)((char *)&runqueues + __per_cpu_offset[{}]))->cpu"
+    result = real_lldb.run([IMPORT, command, *(expression.format(cpu) for cpu in (0, 1, 2))], timeout=TIMEOUT)
+    assert re.findall(r"^\(int\) (\d+)$", result.stdout, re.MULTILINE) == ["0", "1", "2"]
