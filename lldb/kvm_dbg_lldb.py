@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
