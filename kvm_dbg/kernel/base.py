@@ -232,6 +232,20 @@ class Thread:
 
 
 @dataclass(frozen=True, slots=True)
+class UserThread:
+    """A thread of a process as it entered the kernel: what its user code would go on with.
+
+    registers: as in `Thread`. narrow: it runs code of the processor's 32-bit mode. problem: why no registers are known.
+    """
+
+    lid: int
+    name: str
+    registers: Mapping[str, int]
+    narrow: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SystemSummary:
     """What a person wants to know first. Times in seconds; sizes in bytes; None where the image lacks it."""
 
@@ -397,6 +411,12 @@ class OperatingSystem(Protocol):
         self, kernel: Kernel, process: Process, mappings: Sequence[MemoryMapping]
     ) -> tuple[list[Note], list[str]]:
         """Return the notes of a core file of the process, and sentences on what they lack. Raises KvmDbgError."""
+
+    def read_user_threads(self, kernel: Kernel, process: Process) -> tuple[list[UserThread], list[str]]:
+        """Return the threads of a process, the leader first, and sentences on what is missing. Raises KvmDbgError."""
+
+    def read_auxiliary_vector(self, kernel: Kernel, process: Process) -> bytes:
+        """Return the vector as in /proc/PID/auxv, up to AT_NULL. Raises ReadError, MemberNotFound."""
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         """Return the load averages. Raises SymbolNotFound, ReadError."""

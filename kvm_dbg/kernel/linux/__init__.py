@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SystemSummary,
         Thread,
         UnwindRow,
+        UserThread,
     )
     from kvm_dbg.symbols.base import SymbolTable
 
@@ -73,6 +74,16 @@ class _Linux:
         from kvm_dbg.kernel.linux.core_note import read_core_notes
 
         return read_core_notes(kernel, process, mappings)
+
+    def read_user_threads(self, kernel: Kernel, process: Process) -> tuple[list[UserThread], list[str]]:
+        from kvm_dbg.kernel.linux.user_thread import read_user_threads
+
+        return read_user_threads(kernel, process)
+
+    def read_auxiliary_vector(self, kernel: Kernel, process: Process) -> bytes:
+        from kvm_dbg.kernel.linux.user_thread import read_auxiliary_vector
+
+        return read_auxiliary_vector(kernel, process)
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         from kvm_dbg.kernel.linux.loadavg import read_load_average

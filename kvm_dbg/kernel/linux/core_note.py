@@ -13,30 +13,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvm_dbg.arch.x86_64_register import USER_REGS, USER_REGS_FORMAT
-from kvm_dbg.errors import (
-    CorruptError,
-    KvmDbgError,
-    MemberNotFound,
-    ReadError,
-    SymbolNotFound,
-    TypeNotFound,
-    UnsupportedError,
-)
+from kvm_dbg.errors import KvmDbgError, UnsupportedError
 from kvm_dbg.image.base import Note
 from kvm_dbg.kernel.linux.argument import read_arguments
 from kvm_dbg.kernel.linux.layout import Layout, Record
-from kvm_dbg.kernel.linux.register import read_cpu_states
-from kvm_dbg.kernel.linux.task import LETTERS, read_threads, task_layout, thread_head_offset
-from kvm_dbg.kernel.linux.user_register import COMPAT_CS, UserRegisterReader
+from kvm_dbg.kernel.linux.task import LETTERS, task_layout
+from kvm_dbg.kernel.linux.user_register import COMPAT_CS
+from kvm_dbg.kernel.linux.user_thread import MISSING, for_each_user_registers, read_auxiliary_vector, read_tasks
 
 if TYPE_CHECKING:
-    from kvm_dbg.kernel.base import CpuState, Kernel, MemoryMapping, Process
+    from kvm_dbg.kernel.base import Kernel, MemoryMapping, Process
 
 NT_PRSTATUS, NT_PRPSINFO, NT_AUXV, NT_FILE = 1, 3, 6, 0x46494C45
 PRSTATUS = struct.Struct("<3i H 2x 2Q 4i 8q 216s i 4x")
 PRPSINFO = struct.Struct("<3c b 4x Q 2I 4i 16s 80s")
-AT_NULL = 0
-MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
 
 
 def read_core_notes(
@@ -48,16 +38,12 @@ def read_core_notes(
         ReadError: the process itself cannot be read.
         UnsupportedError: it runs 32-bit code, or its processor is not known.
     """
-    remarks: list[str] = []
     leader = task_layout(kernel).read(kernel, process.address)
-    threads, failure = read_threads(kernel, leader, thread_head_offset(kernel))
-    if failure is not None:
-        remarks.append(f"some threads are missing: {failure}")
-    threads.sort(key=lambda task: task.address != leader.address)
+    threads, remarks = read_tasks(kernel, process)
     statuses = _statuses(kernel, process, threads, remarks)
     notes = [*statuses[:1], _prpsinfo(kernel, process, leader, remarks)]
     try:
-        notes.append(Note("CORE", NT_AUXV, _auxv(kernel, leader["mm"])))
+        notes.append(Note("CORE", NT_AUXV, read_auxiliary_vector(kernel, process)))
     except MISSING as error:
         remarks.append(f"the auxiliary vector is missing: {error}")
     notes.append(Note("CORE", NT_FILE, _files(mappings, 1 << kernel.arch.page_shift)))
@@ -65,19 +51,15 @@ def read_core_notes(
 
 
 def _statuses(kernel: Kernel, process: Process, threads: list[Record], remarks: list[str]) -> list[Note]:
-    reader = UserRegisterReader(kernel)
     signals = Layout(
         kernel.types, "struct task_struct", {"pending": "pending.signal", "blocked": "blocked"}, kernel.arch.byteorder
     )
-    try:
-        states: dict[int | None, CpuState] = {state.task_address: state for state in read_cpu_states(kernel)}
-    except MISSING:
-        states = {}
     notes: list[Note] = []
     narrow = 0
-    for task in threads:
+    for task, registers in for_each_user_registers(kernel, threads):
         try:
-            registers = reader.read(task, states.get(task.address))
+            if isinstance(registers, KvmDbgError):
+                raise registers
             masks = signals.read(kernel, task.address)
             waiting, blocked = (int.from_bytes(masks.bytes(name)[:8], "little") for name in ("pending", "blocked"))
         except MISSING as error:
@@ -126,15 +108,6 @@ def _prpsinfo(kernel: Kernel, process: Process, leader: Record, remarks: list[st
         words,
     )
     return Note("CORE", NT_PRPSINFO, desc)
-
-
-def _auxv(kernel: Kernel, mm: int) -> bytes:
-    """Return pairs of words up to AT_NULL's. Raises ReadError, MemberNotFound."""
-    data = Layout(kernel.types, "struct mm_struct", {"auxv": "saved_auxv"}).read(kernel, mm).bytes("auxv")
-    for at in range(0, len(data) - 15, 16):
-        if int.from_bytes(data[at : at + 8], "little") == AT_NULL:
-            return data[: at + 16]
-    return data
 
 
 def _files(mappings: Sequence[MemoryMapping], page_size: int) -> bytes:
