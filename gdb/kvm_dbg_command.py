@@ -25,6 +25,7 @@ COMMANDS = (
     ("env", "Show the environments of processes"),
     ("files", "List the open files of some processes, or of all"),
     ("vm", "List the mappings of a process, as /proc/PID/maps does"),
+    ("user", "Open a process in the debugger, with its threads, executable and libraries"),
     ("gcore", "Write an ELF core file of a process, for any debugger"),
     ("loadavg", "Print the load averages of 1, 5 and 15 minutes"),
     ("log", "Print the kernel's log, as dmesg would have"),

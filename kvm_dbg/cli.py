@@ -196,7 +196,7 @@ def make_parser(name: str) -> CommandParser:
     parser = CommandParser(command, PROGRAM, "" if name in OWN_FILES else FILES)
     if name not in OWN_FILES:
         usage = parser.format_usage().removeprefix("usage: ").rstrip()
-        add_open_arguments(parser)
+        add_open_arguments(parser, search=parser.find_option("--search") is None)
         parser.usage = f"{usage} [OPENING OPTION...]"
     parser.add_argument("--no-index", action="store_true", help="neither use nor write the index of symbols and types")
     parser.add_argument("--no-pager", action="store_true", help="do not page long output in a terminal")

@@ -20,6 +20,7 @@ from kvm_dbg.commands.read import Read
 from kvm_dbg.commands.selftest import SelfTest
 from kvm_dbg.commands.sys import Sys
 from kvm_dbg.commands.thread import Thread
+from kvm_dbg.commands.user import User
 from kvm_dbg.commands.vm import Vm
 from kvm_dbg.commands.vtop import Vtop
 from kvm_dbg.commands.write import Write
@@ -40,6 +41,7 @@ COMMANDS: tuple[Command, ...] = (
     Env(),
     Files(),
     Vm(),
+    User(),
     Gcore(),
     LoadAvg(),
     Log(),

@@ -30,11 +30,15 @@ COLUMNS = (
 )
 
 
-def add_open_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how to open an image; the same wherever one can be opened."""
+def add_open_arguments(parser: argparse.ArgumentParser, *, search: bool = True) -> None:
+    """Add the options that say how to open an image; the same wherever one can be opened.
+
+    search: False where the command has a `--search` of its own, whose directories then count for vmlinux as well.
+    """
     group = parser.add_argument_group("opening")
     group.add_argument("--vmlinux", metavar="FILE", help="the kernel file; without it the usual places are searched")
-    group.add_argument("--search", metavar="DIR", action="append", default=[], help="search for vmlinux here first")
+    if search:
+        group.add_argument("--search", metavar="DIR", action="append", default=[], help="search for vmlinux here first")
     group.add_argument("--kernel", metavar="N", type=int, dest="candidate", help="which of several kernels, from 1")
     group.add_argument("--force", action="store_true", help="use a kernel file that does not match")
     add_image_arguments(group)

@@ -27,6 +27,7 @@ ARGUMENTS = {
     "write": ["counter", "--u32", "7"],
     "vtop": ["banner"],
     "vm": ["1"],
+    "user": ["1"],
 }
 """What commands need that have no answer without arguments."""
 ANSWERING = [command.name for command in COMMANDS if command.name != "thread"]  # which only a debugger can run
@@ -54,7 +55,7 @@ def words_for(name: str, image: str) -> list[str]:
 
 def test_the_list_is_the_promised_one() -> None:
     promised = (
-        "open close status geterr identify nlist read write vtop procs lwps bt args env files vm gcore"
+        "open close status geterr identify nlist read write vtop procs lwps bt args env files vm user gcore"
         " loadavg log sys mods selftest thread help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())

@@ -34,6 +34,7 @@ from kvm_dbg.kernel.base import (
     Sources,
     SystemSummary,
     Thread,
+    UserThread,
 )
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import Symbol, SymbolTable
@@ -319,6 +320,16 @@ class LittleSystem:
         self, kernel: Kernel, process: Process, mappings: Sequence[MemoryMapping]
     ) -> tuple[list[Note], list[str]]:
         return [Note("CORE", 1, process.pid.to_bytes(4, "little") * 84)], [f"its name is {process.command}"]
+
+    def read_user_threads(self, kernel: Kernel, process: Process) -> tuple[list[UserThread], list[str]]:
+        registers = {"rip": USER + 4, "rsp": USER + 8}
+        return [
+            UserThread(process.pid, f"{process.command}{ESCAPE}", registers),
+            UserThread(process.pid + 5000, "lost", {}, False, "its stack is gone"),
+        ], [f"its name is {process.command}"]
+
+    def read_auxiliary_vector(self, kernel: Kernel, process: Process) -> bytes:
+        return bytes(16)
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         self._end("load")
