@@ -15,6 +15,10 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
     {"unwind": true}            {"file": PATH or null}: unwind rules to load without an offset, for entry code
     {"joined": true}            {"file": PATH}: vmlinux, or a copy without functions in several pieces, for old lldb
     {"lldb": true}              {"file": PATH, "trap_handlers": [NAME...]}: what lldb takes for the kernel
+    {"user": WORDS}             {"address", "triple", "pid", "command", "executable": FILE or null,
+                                "libraries": [FILE, ...]} or {"error": TEXT}: a process, by the words of the command
+                                `user`; a debugger may connect to the address.
+                                FILE: {"name", "file", "debug": PATH or null, "bias": "0x..."}
     {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
 
 Every request but the interrupt has an answer, in order. When standard input ends, so does the server.
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
     from kvm_dbg.rsp.session import DebuggerSession
     from kvm_dbg.rsp.unwind import UnwindFile
+    from kvm_dbg.rsp.user import UserProcesses
 
 RECEIVE_SIZE = 1 << 16  # bytes
 SHF_ALLOC = 2
@@ -175,10 +180,11 @@ def answer(
     debugger: DebuggerSession,
     interruptible: Interruptible,
     unwind: UnwindFile,
+    users: UserProcesses,
 ) -> None:
     """Answer one request. Raises ClientGone."""
     try:
-        for message in interruptible.running(_messages(request, session, debugger, unwind)):
+        for message in interruptible.running(_messages(request, session, debugger, unwind, users)):
             channel.send(message)
     except KvmDbgError as error:
         channel.send({"error": str(error)})
@@ -187,7 +193,7 @@ def answer(
 
 
 def _messages(
-    request: dict[str, Any], session: Session, debugger: DebuggerSession, unwind: UnwindFile
+    request: dict[str, Any], session: Session, debugger: DebuggerSession, unwind: UnwindFile, users: UserProcesses
 ) -> Iterator[dict[str, object]]:
     match request:
         case {"run": str(line)}:
@@ -236,6 +242,8 @@ def _messages(
 
             module = make_lldb_module(session)
             yield {"file": module.path, "trap_handlers": module.trap_handlers}
+        case {"user": str(words)}:
+            yield users.open(session, words, debugger.run_line)
         case {"offsets": False}:
             debugger.text_address = None
             yield {"done": True}

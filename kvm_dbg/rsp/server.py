@@ -4,6 +4,7 @@ The socket is a Unix socket in a directory that only its owner can enter, made b
 one client is connected; or, if asked, a Unix socket at a path of the user's, or TCP on 127.0.0.1. Nothing listens
 before the image is open and its threads are known, for gdb gives a silent stub two seconds. The first line on standard
 output is JSON: `{"ready": ...}` with what an adapter needs to know, or `{"error": text}` with exit status 1.
+Processes that an adapter asks for have connections of their own (see `user.py`).
 
 The server ends when its client goes away, and when standard input ends if that is the control channel: a debugger
 that is killed leaves no orphan. Everything runs in one thread; while a command or the opening runs, a timer looks at
@@ -72,7 +73,7 @@ class Connection:
     @property
     def waiting(self) -> bool:
         """Return whether something has been read and not been answered."""
-        return bool(self._events)
+        return bool(self._events) and not self.session.ended
 
     def receive(self) -> None:
         """Read what has come. Raises ClientGone, ProtocolError."""
@@ -224,14 +225,17 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
         open_image: opens it; raises KvmDbgError.
         options: where to listen, and whether an adapter is on the standard streams.
     """
+    from kvm_dbg.rsp.user import UserProcesses
+
     channel = ControlChannel.on_standard_streams() if options.control else None
     connection: Connection | None = None
     unwind = UnwindFile()
+    users = UserProcesses()
 
     def poll() -> None:
         if channel is not None and channel.poll():
             interruptible.interrupt()
-        if connection is not None and connection.poll():
+        if connection is not None and not connection.session.ended and connection.poll():
             interruptible.interrupt()
 
     interruptible = Interruptible(poll)
@@ -249,8 +253,11 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
             while True:
                 # What a timer's look has read already is announced by no select.
                 if not any(item.waiting for item in (channel, connection) if item is not None):
-                    sources = [item for item in (channel, connection or listener) if item is not None]
+                    own = None if debugger.ended else connection or listener
+                    sources = [item for item in (channel, own, *users.sources) if item is not None]
                     readable, _, _ = select.select(sources, [], [])
+                    for problem in users.serve(readable):
+                        _report(channel, problem)
                     if channel is not None and channel in readable:
                         channel.receive()
                     if connection is not None and connection in readable:
@@ -259,11 +266,11 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
                         connection = Connection(listener.accept(), debugger)
                 if channel is not None:
                     for request in channel.requests():
-                        answer(channel, request, session, debugger, interruptible, unwind)
+                        answer(channel, request, session, debugger, interruptible, unwind, users)
                 if connection is not None:
                     connection.serve()
-                    if debugger.ended:
-                        return 0
+                if debugger.ended and not users.sources:  # a debugger that quits leaves one connection after the other
+                    return 0
     except ClientGone:
         return 0
     except ProtocolError as error:
@@ -278,6 +285,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
     finally:
         if connection is not None:
             connection.socket.close()
+        users.close()
         unwind.close()
         session.close()
 

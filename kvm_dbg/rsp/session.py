@@ -29,6 +29,7 @@ NOT_RUNNING = "this kernel is not running (it is a dump): it cannot be continued
 NO_USER_MEMORY = "lldb does not say which thread it wants the memory of; `kvm read --pid PID` reads a process's"
 NO_REGISTER_WRITES = "registers of a dump cannot be changed"
 MAX_READ = PACKET_SIZE  # bytes that one packet may ask for; debuggers ask again for the rest
+PROCESS_OBJECTS = (b"auxv", b"exec-file", b"libraries-svr4")  # gdb 13 asks here for what another connection offered
 OUTPUT_PIECE = PACKET_SIZE // 4  # characters of command output that one O packet carries
 
 
@@ -58,7 +59,7 @@ class DebuggerSession:
         self.error_messages = False  # the client understands E.text as a reply to everything
         self.thread_suffix = False
         self._thread = next(iter(target.threads))
-        self._threads_xml = b""
+        self._objects: dict[bytes, bytes] = {}  # of qXfer, as they were when their first piece was read
 
     @property
     def thread(self) -> int:
@@ -76,14 +77,18 @@ class DebuggerSession:
             if handler is not None:
                 return handler(self, packet)
             if self.client == "lldb" or name in (b"QThreadSuffixSupported", b"qHostInfo"):
-                from kvm_dbg.rsp.lldb import reply_to_lldb
-
-                return reply_to_lldb(self, name, packet)
+                return self.reply_to_lldb(name, packet)
             return b""
         except ReadError as error:
             return self.error(str(error), b"E14")
         except (KvmDbgError, ValueError) as error:
             return self.error(str(error))
+
+    def reply_to_lldb(self, name: bytes, packet: bytes) -> bytes:
+        """Return the reply to a packet that only lldb sends; empty for those that are not served."""
+        from kvm_dbg.rsp.lldb import reply_to_lldb
+
+        return reply_to_lldb(self, name, packet)
 
     def error(self, text: str, code: bytes = b"E01") -> bytes:
         """Return an error reply: with its text for clients that said that they understand it."""
@@ -104,7 +109,12 @@ class DebuggerSession:
         self.error_messages = b"error-message+" in features
         # lldb before 20 does not know binary-upload and would take its "b" for memory.
         binary = b";binary-upload+" if self.client == "gdb" else b""
-        return b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+%b" % (PACKET_SIZE, binary)
+        usual = b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+" % PACKET_SIZE
+        return usual + binary + self.features()
+
+    def features(self) -> bytes:
+        """Return what this kind of target offers beside what every one does: `;name+`..."""
+        return b""
 
     def _start_no_ack_mode(self, _packet: bytes) -> bytes:
         self.no_ack = True
@@ -143,21 +153,25 @@ class DebuggerSession:
             return b"E00"
         if operation != b"read":
             return b""
-        if kind == b"features":
-            if annex != b"target.xml":
-                return b"E00"
-            data = self.target.description.xml()
-        elif kind == b"threads":
-            if offset == 0 or not self._threads_xml:
-                self._threads_xml = self.threads_xml()
-            data = self._threads_xml
-        else:
-            return b""
+        if kind == b"features" and annex != b"target.xml":
+            return b"E00"
+        if offset == 0 or kind not in self._objects:
+            found = self.read_object(kind)
+            if found is None:
+                return b"E00" if kind in PROCESS_OBJECTS else b""
+            self._objects[kind] = found
+        data = self._objects[kind]
         if offset > len(data):
             return b"E01"
         length = min(length, PACKET_SIZE // 2)
         mark = b"l" if offset + length >= len(data) else b"m"
         return mark + escape(data[offset : offset + length])
+
+    def read_object(self, kind: bytes) -> bytes | None:
+        """Return the bytes of a qXfer object, None for unknown ones."""
+        if kind == b"features":
+            return self.target.description.xml()
+        return self.threads_xml() if kind == b"threads" else None
 
     def threads_xml(self) -> bytes:
         """Return the list of threads with names."""
@@ -246,7 +260,7 @@ class DebuggerSession:
             ReadError: lldb asks for a user address.
         """
         vaddr, size = _span(text)
-        if self.client == "lldb" and size and self.target.kernel.arch.is_user(vaddr):
+        if self.client == "lldb" and size and not self.target.one_space and self.target.kernel.arch.is_user(vaddr):
             raise ReadError(vaddr, NO_USER_MEMORY)
         return vaddr, size
 

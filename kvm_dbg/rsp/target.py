@@ -25,7 +25,10 @@ class Target:
 
     Attributes:
         problem: why the list of threads is not complete, "" if it is.
+        one_space: all threads see the same user memory.
     """
+
+    one_space = False
 
     def __init__(self, kernel: Kernel, system: OperatingSystem) -> None:
         self.kernel = kernel
