@@ -38,6 +38,7 @@ try:
     from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
     from kvm_dbg_gdb_setting import Setup, quiet, shows_color, split_words, warn
     from kvm_dbg_gdb_symbols import SymbolFiles
+    from kvm_dbg_gdb_user import UserInferiors
 finally:
     sys.path.remove(HERE)
 
@@ -68,6 +69,7 @@ class Kvm:
         self.server: Server | None = None
         self.symbols = SymbolFiles()
         self.setup = Setup()
+        self.users = UserInferiors(self.setup)
         self.inferior = 0
         self.registered: dict[str, str] = {}  # name -> help
         self.last_error = ""
@@ -81,6 +83,7 @@ class Kvm:
         words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
         if not words:
             raise gdb.GdbError("no image given: kvm open [VMLINUX] IMAGE...")
+        self.users.leave(self.inferior)
         inferior = gdb.selected_inferior()
         if inferior.pid and (self.server is None or inferior.num != self.inferior):
             raise gdb.GdbError(
@@ -133,6 +136,7 @@ class Kvm:
         server, self.server = self.server, None
         if server is None:
             return
+        self.users.close()
         current = gdb.selected_inferior().num
         if current != self.inferior:
             with contextlib.suppress(gdb.error):
@@ -267,6 +271,8 @@ class KvmCommand(gdb.Command):
             self._action(split_words(argument))
         elif self._name == "mods" and "--load" in split_words(argument):
             self._kvm.symbols.load_modules(self._kvm.need_server(), split_words(argument))
+        elif self._name == "user":
+            self._kvm.users.run(self._kvm, argument)
         else:
             self._kvm.run((f"{self._name} {argument}").strip(), from_tty)
 

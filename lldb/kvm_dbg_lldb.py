@@ -41,6 +41,7 @@ try:
         place,
         warn,
     )
+    from kvm_dbg_lldb_user import UserError, UserTargets
 finally:
     del sys.path[:2]
 
@@ -100,6 +101,7 @@ class Kvm:
         self.debugger = debugger
         self.server: Server | None = None
         self.setup = Setup(debugger)
+        self.users = UserTargets(debugger, warn, self._synchronous)
         self.target: Any = None
         self.previous: Any = None
         self.registered: dict[str, str] = {}  # name -> help
@@ -181,6 +183,7 @@ class Kvm:
         server, self.server = self.server, None
         if server is None:
             return
+        self.users.close()
         target, self.target = self.target, None
         if target is not None and target.IsValid():
             process = target.GetProcess()
@@ -237,7 +240,7 @@ class Kvm:
         except ServerGone as gone:
             self.close()
             self._fail(f"{gone}; the image is closed, use `kvm open` again", result)
-        except (ServerError, CommandFailed, OSError) as error:  # OSError: the current directory is gone, ...
+        except (ServerError, CommandFailed, UserError, OSError) as error:  # OSError: the current directory is gone, ...
             self._fail(str(error), result)
         except KeyboardInterrupt:
             self._fail("interrupted", result)
@@ -269,6 +272,8 @@ class Subcommand:
             run_own_command(kvm, self.name, split_words(line), result)
         elif self.name == "mods" and "--load" in split_words(line):
             load_modules(kvm.target, kvm.need_server(), split_words(line), result)
+        elif self.name == "user":
+            kvm.users.run(kvm, line, split_words(line), result)
         else:
             kvm.run(f"{self.name} {line}".strip(), result)
 
