@@ -3,7 +3,8 @@
 Which files they are, the kernel's mappings say. A file on this machine is the same if its build-id is the one in the
 process's memory (the note lies in a page that is mapped with the file's head), and if its PT_LOAD segments are those
 that are mapped, all moved by one amount, the bias. Where that page is not in the image, only files below a directory
-that the user named are taken, by their segments alone, and are called unproven.
+that the user named are taken: if pages of code are in the image, these must be the file's, and prove it; if there are
+none, the file is called unproven.
 
 Facts: gABI chapter 5 (program headers); the gdb manual, "Debugging Information in Separate Files" (`.build-id`,
 `.gnu_debuglink` with the CRC-32 of the file, and where such files lie).
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 
 from kvm_dbg.elf import NT_GNU_BUILD_ID, PF_W, PT_LOAD, PT_NOTE, ElfFile, Segment, for_each_note, open_elf
 from kvm_dbg.errors import FileAccessError, KvmDbgError, ReadError
+from kvm_dbg.image.base import Presence
 from kvm_dbg.kernel.base import AddressSpaceReader, MemoryMapping
 
 DELETED = " (deleted)"
@@ -27,6 +29,7 @@ DEBUG_SECTIONS = (".debug_info", ".zdebug_info")
 PT_DYNAMIC = 2
 PAGE = 4096  # bytes; what an ELF header and its program headers never exceed in a file that runs
 MAX_NOTES = 1 << 16  # bytes of one PT_NOTE segment
+MAX_PAGES = 64  # of code that are compared
 MAX_FILES = 200_000  # looked at below one directory
 CRC_PIECE = 1 << 20  # bytes
 
@@ -37,9 +40,9 @@ class MappedFile:
 
     name: as the kernel has it, with " (deleted)" if it has no name any more. mappings: ascending. build_id: in the
     process's memory, hexadecimal; None where it has none, or `unreadable` says why it cannot be read. path: the same
-    file on this machine. proven: by build-id. bias: what is added to the file's addresses. debug: a file with its
-    debug information, if that is another. refused: files that are not the same, and why. segments: of the file at
-    `path`. dynamic: run-time address of its PT_DYNAMIC, None if it has none.
+    file on this machine. proven: by its build-id, or by its code. bias: what is added to the file's addresses. debug:
+    a file with its debug information, if that is another. refused: files that are not the same, and why. segments: of
+    the file at `path`. dynamic: run-time address of its PT_DYNAMIC, None if it has none.
     """
 
     name: str
@@ -64,17 +67,20 @@ class MappedFile:
         """Return the address behind the highest."""
         return self.mappings[-1].end
 
-    def offset_of(self, vaddr: int) -> int | None:
-        """Return the place in the file of code or constants that nobody could write; None for everything else."""
-        if not self.proven:
-            return None
-        if not any(one.start <= vaddr < one.end and "w" not in one.permissions for one in self.mappings):
-            return None
+    def span_of(self, vaddr: int, size: int) -> tuple[int, int]:
+        """Return (offset, bytes) in the file of code or constants that nobody could write; 0 bytes of everything else.
+
+        There are at most `size` bytes: those up to the end of the mapping or segment.
+        """
+        mapping = next((one for one in self.mappings if one.start <= vaddr < one.end), None)
+        if mapping is None or "w" in mapping.permissions:
+            return 0, 0
         address = vaddr - self.bias
         for segment in self.segments:
-            if segment.vaddr <= address < segment.vaddr + segment.filesz:
-                return None if segment.flags & PF_W else segment.offset + address - segment.vaddr
-        return None
+            end = segment.vaddr + segment.filesz
+            if segment.vaddr <= address < end and not segment.flags & PF_W:
+                return segment.offset + address - segment.vaddr, min(size, end - address, mapping.end - vaddr)
+        return 0, 0
 
 
 def find_mapped_files(
@@ -107,7 +113,7 @@ def find_mapped_files(
     trees = [_Tree(directory) for directory in search]
     for file in found:
         _read_build_id(file, space)
-        _find(file, sysroots, trees)
+        _find(file, space, sysroots, trees)
     return found
 
 
@@ -128,7 +134,7 @@ def _read_build_id(file: MappedFile, space: AddressSpaceReader) -> None:
             return
         bias = head.start - (first.vaddr - first.offset)
         for segment in elf.segments:
-            if segment.type == PT_NOTE:
+            if segment.type == PT_NOTE and file.start <= segment.vaddr + bias < file.end:
                 data = space.read(segment.vaddr + bias, min(segment.filesz, MAX_NOTES))
                 for note in for_each_note(data, elf.header.order, 0, len(data), file.name):
                     if note.name == "GNU" and note.type == NT_GNU_BUILD_ID:
@@ -161,19 +167,19 @@ class _Tree:
         return self._names.get(name, [])
 
 
-def _find(file: MappedFile, sysroots: Sequence[str], trees: Sequence[_Tree]) -> None:
+def _find(file: MappedFile, space: AddressSpaceReader, sysroots: Sequence[str], trees: Sequence[_Tree]) -> None:
     """Find the same file on this machine, and its debug file."""
     for path, named in _candidates(file, sysroots, trees):
         if not os.path.isfile(path):
             continue
         try:
-            problem = _compare(file, path, named)
+            problem = _compare(file, space, path, named)
         except KvmDbgError as error:
             problem = str(error)
         if problem is None:
             file.path = path
             break
-        if problem and problem not in file.refused:
+        if problem not in file.refused:
             file.refused.append(problem)
     if file.path is not None:
         try:
@@ -199,8 +205,8 @@ def _candidates(file: MappedFile, sysroots: Sequence[str], trees: Sequence[_Tree
         yield name, False
 
 
-def _compare(file: MappedFile, path: str, named: bool) -> str | None:
-    """Return None and take the file if it is the same; why it is not, "" if that needs no words."""
+def _compare(file: MappedFile, space: AddressSpaceReader, path: str, named: bool) -> str | None:
+    """Return None and take the file if it is the same, else why it is not."""
     with open_elf(path) as elf:
         found = elf.find_build_id()
         own = found.hex() if found is not None else None
@@ -214,11 +220,35 @@ def _compare(file: MappedFile, path: str, named: bool) -> str | None:
         if bias is None:
             return f"{path} is another build: its segments are not those that are mapped"
         file.bias = bias
-        file.proven = file.build_id is not None
         file.segments = tuple(loads)
+        file.proven = file.build_id is not None
+        if not file.proven:
+            equal, different = _compare_pages(file, space, elf)
+            if different is not None:
+                return f"{path} is another build: it has other bytes than the memory at {different:#x}"
+            file.proven = equal > 0
         dynamic = next((one.vaddr for one in elf.segments if one.type == PT_DYNAMIC), None)
         file.dynamic = dynamic + bias if dynamic is not None else None
     return None
+
+
+def _compare_pages(file: MappedFile, space: AddressSpaceReader, elf: ElfFile) -> tuple[int, int | None]:
+    """Return how many pages of code are the same in memory and file, and the first one that is not."""
+    equal = 0
+    for mapping in file.mappings:
+        if "x" not in mapping.permissions:
+            continue
+        for run in space.for_each_run(mapping.start, mapping.end):
+            for vaddr in range(run.start, run.end, PAGE):
+                offset, size = file.span_of(vaddr, PAGE)
+                if run.presence is not Presence.PRESENT or not size:
+                    continue
+                if space.read(vaddr, size) != bytes(elf.data[offset : offset + size]):
+                    return equal, vaddr
+                equal += 1
+                if equal == MAX_PAGES:
+                    return equal, None
+    return equal, None
 
 
 def _find_bias(mappings: Sequence[MemoryMapping], loads: Sequence[Segment]) -> int | None:

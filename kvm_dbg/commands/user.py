@@ -40,7 +40,7 @@ class User(Command):
         "Executable and libraries are looked for below each --sysroot by their names in the image, below each\n"
         "--search by name or build-id, and then on this machine, where the build-id in the process's memory must be\n"
         "the file's. Files of another build are refused. Code and constants that the image lacks are read from a file\n"
-        "that its build-id has proven; nothing else is ever made up."
+        "that is proven to be the same; nothing else is ever made up."
     )
     examples = ("user 1", "user 1 --sysroot /srv/guest", "user 1 --search ./programs")
 
@@ -105,7 +105,7 @@ def _file_line(file: MappedFile) -> str:
         build_id = f", build-id {file.build_id}" if file.build_id else ""
         return f"{file.name}: not found{build_id}"
     own = "" if file.path == file.name else f" {file.path}"
-    unproven = "" if file.proven else ", not proven by a build-id"
+    unproven = "" if file.proven else ", not proven to be the same"
     debug = f", debug information in {file.debug}" if file.debug is not None else ""
     return f"{file.name}:{own or ' the same here'}{unproven}{debug}"
 
@@ -115,9 +115,11 @@ def _remarks(user: UserProcess, stacks: list[StackPages]) -> Iterator[str]:
         yield "where a backtrace needs a page of the stack that is not in the image, it ends"
     for file in user.files:
         yield from file.refused
-        if file.path is not None and not file.proven:
-            why = file.unreadable or "it has no build-id"
-            yield f"{file.path} fits {file.name} by its segments alone: {why}"
+    unproven = [file for file in user.files if file.path is not None and not file.proven]
+    if unproven:
+        why = unproven[0].unreadable or "it has no build-id"
+        names = ", ".join(file.name for file in unproven)
+        yield f"the files found for {names} fit by their segments, and nothing else can be compared: {why}"
     missing = [file.name for file in user.files if file.path is None]
     if missing:
         yield (

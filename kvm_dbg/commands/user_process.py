@@ -16,8 +16,7 @@ from kvm_dbg.image.base import Presence
 from kvm_dbg.kernel.base import AddressSpaceReader, Kernel, MemoryMapping, Process, UserThread
 
 AT_PHDR, AT_ENTRY = 3, 9  # getauxval(3): addresses in the executable
-AUXV_ENTRY = struct.Struct("<2Q")
-RED_ZONE = 128  # bytes below the stack pointer that a function may use (System V ABI for x86-64, 3.2.2)
+AUXV_ENTRIES = {4: struct.Struct("<2I"), 8: struct.Struct("<2Q")}  # by the size of a word
 MAX_STACK = 64 << 20  # bytes of one thread's stack that are looked at
 
 
@@ -39,7 +38,8 @@ class StackPages(NamedTuple):
 class UserProcess:
     """What is known of a process.
 
-    auxv: as in /proc/PID/auxv, empty if unknown. remarks: what is missing, in sentences.
+    auxv: as in /proc/PID/auxv, empty if unknown. word_size: in bytes, 4 for programs of 32 bits. remarks: what is
+    missing, in sentences.
     """
 
     kernel: Kernel
@@ -48,13 +48,15 @@ class UserProcess:
     mappings: tuple[MemoryMapping, ...]
     files: tuple[MappedFile, ...]
     auxv: bytes
+    word_size: int
     memory: UserMemory
     remarks: tuple[str, ...]
 
     @property
     def executable(self) -> MappedFile | None:
         """Return the program's own file; None where that cannot be told."""
-        entries = dict(AUXV_ENTRY.iter_unpack(self.auxv[: len(self.auxv) // 16 * 16]))
+        entry = AUXV_ENTRIES[self.word_size]
+        entries = dict(entry.iter_unpack(self.auxv[: len(self.auxv) // entry.size * entry.size]))
         for kind in (AT_ENTRY, AT_PHDR):
             for file in self.files:
                 if file.start <= entries.get(kind, 0) < file.end:
@@ -72,7 +74,7 @@ class UserProcess:
         mapping = self.find_mapping(pointer)
         if mapping is None:
             return StackPages(None, 0, (), page_size)
-        start = max(pointer - RED_ZONE, mapping.start) & -page_size
+        start = pointer & -page_size
         present = 0
         lost: list[tuple[int, int]] = []
         for run in self.memory.space.for_each_run(start, min(mapping.end, start + MAX_STACK)):
@@ -89,7 +91,7 @@ class UserMemory:
     """The memory of one process, and nothing else.
 
     Code and constants whose page the image lacks are read from the same file on this machine, as the kernel would have
-    read them anew; `files` are those that are proven by their build-id.
+    read them anew; that may be only files that are proven to be the same.
     """
 
     def __init__(self, kernel: Kernel, space: AddressSpaceReader, files: Sequence[MappedFile]) -> None:
@@ -137,12 +139,11 @@ class UserMemory:
 
     def _from_file(self, vaddr: int, size: int) -> bytes:
         for file in self._files:
-            if file.path is not None and (offset := file.offset_of(vaddr)) is not None:
-                while size and file.offset_of(vaddr + size - 1) != offset + size - 1:
-                    size -= 1
+            offset, length = file.span_of(vaddr, size) if file.proven else (0, 0)
+            if length and file.path is not None:
                 try:
                     with open(file.path, "rb") as stream:
-                        return os.pread(stream.fileno(), size, offset)
+                        return os.pread(stream.fileno(), length, offset)
                 except OSError:
                     return b""
         return b""
@@ -159,7 +160,7 @@ def open_process(session: Session, pid: int, sysroots: Sequence[str] = (), searc
 
     Raises:
         CommandError: there is no such process, or it has no memory of its own.
-        UnsupportedError: it runs 32-bit code.
+        UnsupportedError: some of its threads run 32-bit code, others 64-bit code.
         FileAccessError: a directory cannot be read.
         ReadError: the process cannot be read.
     """
@@ -167,18 +168,20 @@ def open_process(session: Session, pid: int, sysroots: Sequence[str] = (), searc
     process = find_process(session, pid)
     space = system.address_space(kernel, process.address)
     threads, remarks = system.read_user_threads(kernel, process)
-    if any(thread.narrow for thread in threads):
-        raise UnsupportedError("opening a process that runs 32-bit code", f"{pid} ({process.command}) does")
-    if not any(thread.registers for thread in threads):
+    narrow = {thread.narrow for thread in threads if thread.registers}
+    if len(narrow) > 1:
+        raise UnsupportedError("opening a process that runs 32-bit and 64-bit code", f"{pid} ({process.command}) does")
+    if not narrow:
         why = next((thread.problem for thread in threads if thread.problem), "it has no threads")
         raise CommandError(f"no registers of process {pid} ({process.command}) are known: {why}")
+    word_size = 4 if True in narrow else kernel.arch.pointer_size
     mappings: list[MemoryMapping] = []
     try:
         mappings += system.for_each_mapping(kernel, pid)
     except (ReadError, CorruptError) as error:
         remarks.append(f"some mappings are missing: {error}")
     try:
-        auxv = system.read_auxiliary_vector(kernel, process)
+        auxv = system.read_auxiliary_vector(kernel, process, word_size)
     except (ReadError, MemberNotFound) as error:
         auxv = b""
         remarks.append(f"the auxiliary vector is missing, so the executable is not known: {error}")
@@ -192,6 +195,7 @@ def open_process(session: Session, pid: int, sysroots: Sequence[str] = (), searc
         tuple(mappings),
         tuple(files),
         auxv,
+        word_size,
         UserMemory(kernel, space, files),
         tuple(remarks),
     )

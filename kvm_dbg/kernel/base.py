@@ -415,8 +415,11 @@ class OperatingSystem(Protocol):
     def read_user_threads(self, kernel: Kernel, process: Process) -> tuple[list[UserThread], list[str]]:
         """Return the threads of a process, the leader first, and sentences on what is missing. Raises KvmDbgError."""
 
-    def read_auxiliary_vector(self, kernel: Kernel, process: Process) -> bytes:
-        """Return the vector as in /proc/PID/auxv, up to AT_NULL. Raises ReadError, MemberNotFound."""
+    def read_auxiliary_vector(self, kernel: Kernel, process: Process, word_size: int) -> bytes:
+        """Return the vector as in /proc/PID/auxv, up to AT_NULL: pairs of words of so many bytes.
+
+        Raises ReadError, MemberNotFound.
+        """
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         """Return the load averages. Raises SymbolNotFound, ReadError."""

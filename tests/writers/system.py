@@ -328,8 +328,8 @@ class LittleSystem:
             UserThread(process.pid + 5000, "lost", {}, False, "its stack is gone"),
         ], [f"its name is {process.command}"]
 
-    def read_auxiliary_vector(self, kernel: Kernel, process: Process) -> bytes:
-        return bytes(16)
+    def read_auxiliary_vector(self, kernel: Kernel, process: Process, word_size: int) -> bytes:
+        return bytes(2 * word_size)
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         self._end("load")

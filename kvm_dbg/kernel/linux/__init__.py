@@ -80,10 +80,10 @@ class _Linux:
 
         return read_user_threads(kernel, process)
 
-    def read_auxiliary_vector(self, kernel: Kernel, process: Process) -> bytes:
+    def read_auxiliary_vector(self, kernel: Kernel, process: Process, word_size: int) -> bytes:
         from kvm_dbg.kernel.linux.user_thread import read_auxiliary_vector
 
-        return read_auxiliary_vector(kernel, process)
+        return read_auxiliary_vector(kernel, process, word_size)
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         from kvm_dbg.kernel.linux.loadavg import read_load_average

@@ -43,7 +43,7 @@ def read_core_notes(
     statuses = _statuses(kernel, process, threads, remarks)
     notes = [*statuses[:1], _prpsinfo(kernel, process, leader, remarks)]
     try:
-        notes.append(Note("CORE", NT_AUXV, read_auxiliary_vector(kernel, process)))
+        notes.append(Note("CORE", NT_AUXV, read_auxiliary_vector(kernel, process, 8)))
     except MISSING as error:
         remarks.append(f"the auxiliary vector is missing: {error}")
     notes.append(Note("CORE", NT_FILE, _files(mappings, 1 << kernel.arch.page_shift)))

@@ -1,7 +1,8 @@
 """The threads of a process as user space left them: with their registers at the entry to the kernel.
 
 Sources: arch/x86/include/asm/segment.h (__USER32_CS: the selector of 32-bit code), include/linux/mm_types.h
-(saved_auxv: what binfmt_elf put onto the first stack, pairs of words up to AT_NULL's).
+(saved_auxv: what binfmt_elf put onto the first stack, pairs of words up to AT_NULL's), fs/compat_binfmt_elf.c (words of
+4 bytes for programs of 32 bits).
 """
 
 from __future__ import annotations
@@ -68,11 +69,11 @@ def for_each_user_registers(
             yield task, error
 
 
-def read_auxiliary_vector(kernel: Kernel, process: Process) -> bytes:
-    """Return pairs of words up to AT_NULL's. Raises ReadError, MemberNotFound."""
+def read_auxiliary_vector(kernel: Kernel, process: Process, word_size: int) -> bytes:
+    """Return pairs of words up to AT_NULL's, of 8 bytes; 4 for 32-bit programs. Raises ReadError, MemberNotFound."""
     mm = task_layout(kernel).read(kernel, process.address)["mm"]
     data = Layout(kernel.types, "struct mm_struct", {"auxv": "saved_auxv"}).read(kernel, mm).bytes("auxv")
-    for at in range(0, len(data) - 15, 16):
-        if int.from_bytes(data[at : at + 8], "little") == AT_NULL:
-            return data[: at + 16]
+    for at in range(0, len(data) - 2 * word_size + 1, 2 * word_size):
+        if int.from_bytes(data[at : at + word_size], "little") == AT_NULL:
+            return data[: at + 2 * word_size]
     return data
