@@ -30,7 +30,7 @@ def reply_to_lldb(session: DebuggerSession, name: bytes, packet: bytes) -> bytes
         description = session.target.description
         pairs = b"triple:%b;ptrsize:%d;endian:%b;" % (
             hexlify(description.triple.encode()),
-            session.target.kernel.arch.pointer_size,
+            description.pointer_size,
             description.byteorder.encode(),
         )
         return b"pid:1;" + pairs if name == b"qProcessInfo" else pairs

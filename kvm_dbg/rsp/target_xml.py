@@ -1,8 +1,9 @@
 """Target descriptions: which registers a processor has, as gdb and lldb read it, and their bytes in packets.
 
-Facts: gdb's features/i386/64bit-core.xml, 64bit-linux.xml and 64bit-segments.xml for names, sizes and order ("Target
-Descriptions" in the gdb manual); lldb's additions (generic, dwarf_regnum, encoding) from lldb's
-docs/resources/lldbgdbremote, and the DWARF numbers from the System V ABI for x86-64, figure 3.36. gdb ignores what
+Facts: gdb's features/i386/64bit-core.xml, 64bit-linux.xml, 64bit-segments.xml, 32bit-core.xml and 32bit-linux.xml for
+names, sizes and order ("Target Descriptions" in the gdb manual); lldb's additions (generic, dwarf_regnum, encoding)
+from lldb's docs/resources/lldbgdbremote, and the DWARF numbers from the System V ABI for x86-64, figure 3.36, and for
+i386, table 2.14. gdb ignores what
 it does not know, so one file serves both.
 """
 
@@ -49,15 +50,23 @@ class TargetDescription:
         arch: the architecture's name in the house.
         architecture: the name in gdb (BFD).
         triple: the target triple that lldb wants.
+        pointer_size: bytes.
     """
 
     def __init__(
-        self, arch: str, byteorder: str, architecture: str, triple: str, features: tuple[Feature, ...]
+        self,
+        arch: str,
+        byteorder: str,
+        architecture: str,
+        triple: str,
+        features: tuple[Feature, ...],
+        pointer_size: int = 8,
     ) -> None:
         self.arch = arch
         self.byteorder = byteorder
         self.architecture = architecture
         self.triple = triple
+        self.pointer_size = pointer_size
         self.features = features
         self.registers = tuple(register for feature in features for register in feature.registers)
 
@@ -147,6 +156,36 @@ X86_64 = TargetDescription(
     ),
 )
 
+_I386_GENERAL = ("eax", "ecx", "edx", "ebx", "esp", "ebp", "esi", "edi", "eip")
+_I386_GENERIC = {"eip": "pc", "esp": "sp", "ebp": "fp", "eflags": "flags"}
+_I386_TYPES = {"ebp": "data_ptr", "esp": "data_ptr", "eip": "code_ptr"}
+
+
+def _i386_register(name: str, number: int | None = None) -> TargetRegister:
+    return TargetRegister(name, 32, _I386_TYPES.get(name, "int32"), _I386_GENERIC.get(name, ""), number)
+
+
+I386 = TargetDescription(
+    "i386",
+    "little",
+    "i386",
+    "i386-unknown-linux-gnu",
+    (
+        Feature(
+            "org.gnu.gdb.i386.core",
+            tuple(_i386_register(name, number) for number, name in enumerate((*_I386_GENERAL, "eflags")))
+            + tuple(_i386_register(name) for name in ("cs", "ss", "ds", "es", "fs", "gs"))
+            + tuple(TargetRegister(f"st{number}", 80, "i387_ext") for number in range(8))
+            + tuple(TargetRegister(name, 32, "int") for name in _X86_64_FLOAT),
+        ),
+        Feature("org.gnu.gdb.i386.linux", (_i386_register("orig_eax"),)),
+    ),
+    pointer_size=4,
+)
+"""What a process of 32 bits sees of an x86_64 processor; the kernel keeps it as the lower halves of `WIDE_NAMES`."""
+
+WIDE_NAMES = {**{name: f"r{name[1:]}" for name in _I386_GENERAL}, "orig_eax": "orig_rax"}
+NARROW = {"x86_64": I386}  # by the architecture whose processes of 32 bits are meant
 DESCRIPTIONS = (X86_64,)
 
 

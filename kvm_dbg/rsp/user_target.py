@@ -15,15 +15,16 @@ vector read"); docs/resources/lldbgdbremote of lldb (qMemoryRegionInfo, qProcess
 from __future__ import annotations
 
 from binascii import hexlify
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import ReadError
 from kvm_dbg.kernel import write_memory
-from kvm_dbg.kernel.base import AddressSpaceReader, OperatingSystem, Thread
+from kvm_dbg.kernel.base import AddressSpaceReader, OperatingSystem, Thread, UserThread
 from kvm_dbg.rsp.session import DebuggerSession
 from kvm_dbg.rsp.target import Target
-from kvm_dbg.rsp.target_xml import quoted
+from kvm_dbg.rsp.target_xml import NARROW, WIDE_NAMES, quoted
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.user_process import UserProcess
@@ -39,6 +40,8 @@ class UserTarget(Target):
     def __init__(self, user: UserProcess, system: OperatingSystem) -> None:
         super().__init__(user.kernel, system)
         self.user = user
+        self._narrow = NARROW[self.kernel.arch.name] if user.word_size == 4 else None
+        self.description = self._narrow or self.description
 
     @cached_property
     def threads(self) -> dict[int, Thread]:
@@ -46,10 +49,18 @@ class UserTarget(Target):
         pid = self.user.process.pid
         known = sorted(self.user.threads, key=lambda thread: not thread.registers)
         return {
-            one.lid: Thread(one.lid, pid, one.name, 0, None, False, one.registers, one.problem)
+            one.lid: Thread(one.lid, pid, one.name, 0, None, False, self._registers(one), one.problem)
             for one in known
             if one.lid > 0
         }
+
+    def _registers(self, thread: UserThread) -> Mapping[str, int]:
+        """Return a thread's registers by the names that its kind of process has for them."""
+        if self._narrow is None:
+            return thread.registers
+        known = thread.registers
+        names = [(register.name, WIDE_NAMES.get(register.name, register.name)) for register in self._narrow.registers]
+        return {name: known[wide] for name, wide in names if wide in known}
 
     def describe(self, thread: Thread) -> str:
         """Return why a thread has no registers."""
@@ -75,8 +86,10 @@ class UserTarget(Target):
         lines = ['<library-list-svr4 version="1.0">']
         for file in self.user.files:
             if file.path is not None and file.dynamic is not None and file is not executable:
-                places = f'lm="{file.dynamic:#x}" l_addr="{file.bias % ADDRESSES:#x}" l_ld="{file.dynamic:#x}"'
-                lines.append(f"<library name={quoted(file.path)} {places}/>")
+                dynamic, bias = f'"{file.dynamic:#x}"', f'"{file.bias % ADDRESSES:#x}"'
+                lines.append(
+                    f'<library name={quoted(file.path)} lmid="0x0" lm={dynamic} l_addr={bias} l_ld={dynamic}/>'
+                )
         return "\n".join([*lines, "</library-list-svr4>\n"]).encode("utf-8", "surrogateescape")
 
     def region(self, vaddr: int) -> bytes:
