@@ -26,7 +26,7 @@ Reply = bytes | Iterator[bytes] | None
 RunLine = Callable[[str], Iterator[str]]
 
 NOT_RUNNING = "this kernel is not running (it is a dump): it cannot be continued or stepped"
-NO_USER_MEMORY = "lldb does not say which thread it wants the memory of; `kvm read --pid PID` reads a process's"
+NO_USER_MEMORY = "the debugger does not say which thread it wants the memory of; `kvm read --pid PID` reads a process's"
 NO_REGISTER_WRITES = "registers of a dump cannot be changed"
 MAX_READ = PACKET_SIZE  # bytes that one packet may ask for; debuggers ask again for the rest
 PROCESS_OBJECTS = (b"auxv", b"exec-file", b"libraries-svr4")  # gdb 13 asks here for what another connection offered
@@ -59,6 +59,8 @@ class DebuggerSession:
         self.error_messages = False  # the client understands E.text as a reply to everything
         self.thread_suffix = False
         self._thread = next(iter(target.threads))
+        self._any_thread = False  # the debugger has asked for none in particular
+        self._stop_seen = False  # it has read registers: of the thread that the reply to `?` names
         self._objects: dict[bytes, bytes] = {}  # of qXfer, as they were when their first piece was read
 
     @property
@@ -203,6 +205,8 @@ class DebuggerSession:
         tid = self.thread_of(packet[2:])
         if packet[1:2] == b"g":
             self._thread = tid
+            # While it connects, gdb means the thread of the stop reply by "any", and goes on with it without a word.
+            self._any_thread = self._stop_seen and int(packet[2:] or b"0", 16) in (0, -1)
         return b"OK"
 
     def _current_thread(self, _packet: bytes) -> bytes:
@@ -231,6 +235,7 @@ class DebuggerSession:
         if self.client == "lldb":
             return b""  # it takes the x of unknown registers for numbers, and asks for one after the other instead
         _, tid = self._suffixed(packet)
+        self._stop_seen = True
         return self.target.description.encode_all(self.target.threads[tid].registers)
 
     def _read_register(self, packet: bytes) -> bytes:
@@ -252,15 +257,16 @@ class DebuggerSession:
     def _memory_span(self, text: bytes) -> tuple[int, int]:
         """Return (address, length) of `addr,length`.
 
-        lldb's packets carry no thread, and it selects none before them: a user address would be answered with the
-        bytes of whichever task was looked at last.
+        lldb's packets carry no thread, and it selects none before them; Inferior.read_memory of gdb 18 selects "any". A
+        user address would be answered with the bytes of whichever task was looked at last.
 
         Raises:
             ProtocolError: it is something else.
-            ReadError: lldb asks for a user address.
+            ReadError: it is a user address, and nobody knows whose.
         """
         vaddr, size = _span(text)
-        if self.client == "lldb" and size and not self.target.one_space and self.target.kernel.arch.is_user(vaddr):
+        nobody = not self.target.one_space and (self.client == "lldb" or self._any_thread)
+        if nobody and size and self.target.kernel.arch.is_user(vaddr):
             raise ReadError(vaddr, NO_USER_MEMORY)
         return vaddr, size
 

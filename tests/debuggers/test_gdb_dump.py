@@ -189,6 +189,33 @@ for thread in gdb.selected_inferior().threads():
     assert compared == {pid: first_argument(processes[pid]["cmdline"]) for pid in compared}
 
 
+def test_no_way_of_reading_shows_another_process(real: Gdb, demo: Demo, tmp_path: Path) -> None:
+    """Python's Inferior.read_memory is the thread's, or fails: gdb 18 does not say whose memory it wants."""
+    code = """
+read, right = [], []
+order = [thread for thread in gdb.selected_inferior().threads() if 0 < thread.ptid[1] < 4194304]
+for thread in order + order[::-1] + order:
+    thread.switch()
+    task = gdb.parse_and_eval("$kvm_proc(%d)" % thread.ptid[1])
+    if task["mm"]:
+        start = int(task["mm"]["arg_start"])
+        if len(right) % 2:
+            gdb.execute("x/4xb %d" % start, False, True)
+        try:
+            read.append(bytes(gdb.selected_inferior().read_memory(start, 8)).hex())
+        except gdb.MemoryError:
+            read.append("")
+        right.append(bytes(gdb.parse_and_eval("*(unsigned char (*)[8]) %d" % start).bytes).hex()
+                     if hasattr(gdb.Value, "bytes") else
+                     "".join("%02x" % gdb.parse_and_eval("*(unsigned char *) %d" % (start + at)) for at in range(8)))
+"""
+    (tmp_path / "arguments.py").write_text(code)
+    read, right = evaluate(real, demo, tmp_path, "[read, right]", f"source {tmp_path}/arguments.py")
+    assert len(set(right)) >= 10
+    wrong = [(one, other) for one, other in zip(read, right, strict=True) if one not in ("", other)]
+    assert wrong == []
+
+
 def first_argument(cmdline: Any) -> str:
     return str(cmdline[0]) if isinstance(cmdline, list) else str(cmdline).partition("\0")[0]
 

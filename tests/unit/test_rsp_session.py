@@ -171,6 +171,23 @@ def test_the_transfer_is_bounded_and_ends() -> None:
     assert stub.ask(b"qXfer:threads:write::0:00") in (b"", b"E00")
 
 
+def test_no_thread_in_particular_has_no_user_memory() -> None:
+    """Inferior.read_memory of gdb 18 selects none: the last one's bytes may be those of another process."""
+    stub = make(GDB_18)
+    assert stub.ask(b"?").startswith(b"T05thread:29;")
+    assert stub.ask(b"Hg0") == b"OK"  # while it connects, it means the thread that has stopped
+    assert stub.ask(b"g")
+    assert stub.ask(b"m%x,4" % USER) == SHELL_BYTES[:4].hex().encode()
+    for anybody in (b"Hg0", b"Hg-1"):
+        assert stub.ask(anybody) == b"OK"
+        assert stub.ask(b"x%x,4" % USER).startswith(b"E.the debugger does not say which thread")
+        assert stub.ask(b"M%x,1:00" % USER).startswith(b"E.")
+        assert stub.ask(b"m%x,4" % TEXT) == KERNEL_BYTES[:4].hex().encode()
+        assert stub.ask(b"qC") == b"QC29"
+    assert stub.ask(b"Hg1") == b"OK"
+    assert stub.ask(b"m%x,4" % USER) == INIT_BYTES[:4].hex().encode()
+
+
 def test_selecting_threads() -> None:
     stub = make()
     assert stub.ask(b"Hg1") == b"OK"
