@@ -74,6 +74,9 @@ class UserInferiors:
         if executable is not None:
             quiet(f"file {quoted(executable['file'])}")
         quiet(f"target remote {answer['address']}")
+        if executable is None:
+            with contextlib.suppress(gdb.error):  # gdb 13 lists them and waits for an executable
+                quiet("sharedlibrary")
         debug = {file["file"]: file["debug"] for file in (executable, *answer["libraries"]) if file is not None}
         for objfile in gdb.objfiles():
             path = debug.get(objfile.filename)
@@ -102,14 +105,20 @@ class UserInferiors:
         number = self._numbers.pop(pid)
         if all(inferior.num != number for inferior in gdb.inferiors()):
             return  # the user has removed it
-        quiet(f"inferior {number}")
-        with contextlib.suppress(gdb.error):  # it may have lost its connection
-            if gdb.selected_inferior().pid:
+        select(number)
+        with contextlib.suppress(gdb.error):
+            if gdb.selected_inferior().num == number and gdb.selected_inferior().pid:
                 quiet("detach")  # `disconnect` forgets the threads of all inferiors
         numbers = [inferior.num for inferior in gdb.inferiors() if inferior.num != number]
-        quiet(f"inferior {back if back in numbers else min(numbers)}")
+        select(back if back in numbers else min(numbers))
         with contextlib.suppress(gdb.error):
             quiet(f"remove-inferiors {number}")
+
+
+def select(number: int) -> None:
+    """Select an inferior; one whose connection is lost as well, of which gdb can show no frame."""
+    with contextlib.suppress(gdb.error):
+        quiet(f"inferior {number}")
 
 
 @contextlib.contextmanager

@@ -119,7 +119,12 @@ class UserSession(DebuggerSession):
         if self.client != "gdb":
             return b""
         auxv = b";qXfer:auxv:read+" if self.target.user.auxv else b""
-        return b";qXfer:exec-file:read+;qXfer:libraries-svr4:read+" + auxv
+        program = b";qXfer:exec-file:read+" if self._program() is not None else b""
+        return b";qXfer:libraries-svr4:read+" + auxv + program
+
+    def _program(self) -> str | None:
+        executable = self.target.user.executable
+        return executable.path if executable is not None else None
 
     def read_object(self, kind: bytes) -> bytes | None:
         """Return the bytes of a qXfer object, None for unknown ones."""
@@ -127,10 +132,8 @@ class UserSession(DebuggerSession):
             return self.target.user.auxv
         if kind == b"libraries-svr4":
             return self.target.libraries_xml()
-        if kind == b"exec-file":
-            executable = self.target.user.executable
-            path = executable.path if executable is not None else None
-            return (path or "").encode("utf-8", "surrogateescape")
+        if kind == b"exec-file" and (program := self._program()) is not None:
+            return program.encode("utf-8", "surrogateescape")
         return super().read_object(kind)
 
     def reply_to_lldb(self, name: bytes, packet: bytes) -> bytes:

@@ -46,9 +46,9 @@ class Lab(NamedTuple):
 @pytest.fixture(scope="module")
 def lab() -> Lab:
     dump = find("deb12-4level")
-    if dump is None or not (dump.path / "programs").is_dir():
-        pytest.skip("the lab has no dump deb12-4level with programs: python -m tests.lab build deb12-4level")
-    return Lab(dump, dump.path / "programs")
+    if dump is None:
+        pytest.skip("the lab has no dump deb12-4level: python -m tests.lab build deb12-4level")
+    return Lab(dump, dump.programs)
 
 
 def line_of(source: str, text: str) -> int:
@@ -209,6 +209,26 @@ def test_gdb_says_what_the_dump_lacks(real: Gdb, lab: Lab, kind: str) -> None:
     assert (f"Cannot access memory at address {rsp:#x}" in result.stderr) == filtered
     assert ("nothing else can be compared" in result.stdout) == filtered
     assert bool(own(gdb_frames(result.stdout))) != filtered
+
+
+def test_gdb_has_the_libraries_without_the_executable(real: Gdb, lab: Lab, tmp_path: Path) -> None:
+    caller = lab.process(b"caller")
+    shutil.copytree(lab.programs / "lib", tmp_path / "lib")
+    result = run_gdb(real, lab.files(), f"kvm user {caller.pid} --sysroot {tmp_path}", "bt 1", "info auxv")
+    assert "/zoo/caller: not found, build-id " in result.stdout
+    assert re.search(r"^#0 .* (__libc_)?pause \(\)", result.stdout, re.MULTILINE)
+    assert re.search(r'AT_EXECFN .*"/zoo/caller"', result.stdout)
+
+
+def test_gdb_survives_the_server(real: Gdb, lab: Lab) -> None:
+    pid = lab.process(b"caller").pid
+    kill = "python import os; os.kill(gdb.kvm_dbg_session.server.ready['pid'], 9)"
+    count = "python print('inferiors', [(one.num, bool(one.pid)) for one in gdb.inferiors()])"
+    again = f"kvm open {lab.files()} --no-symbols"
+    commands = [f"kvm user {pid}", kill, "kvm loadavg", count, again, f"kvm user {pid}", again, count]
+    result = run_gdb(real, lab.files(), *commands)
+    assert "was killed by SIGKILL; the image is closed, use `kvm open` again" in result.stderr
+    assert re.findall(r"^inferiors (.*)$", result.stdout, re.MULTILINE) == ["[(1, False)]", "[(1, True)]"]
 
 
 def test_gdb_refuses_files_of_another_build(real: Gdb, lab: Lab, tmp_path: Path) -> None:
