@@ -27,7 +27,7 @@ class Subject(NamedTuple):
     look: Callable[[Kernel], Iterator[Finding]]
 
 
-TASKS = ("procs", "lwps", "args", "env", "files", "vm", "gcore", "bt")
+TASKS = ("procs", "lwps", "args", "env", "files", "vm", "user", "gcore", "bt")
 TYPED = (*TASKS, "mods", "log", "sys", "loadavg")
 
 SUBJECTS: tuple[Subject, ...] = (
@@ -45,7 +45,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("arguments in processes' memory", ("args",), check_content.check_arguments),
     Subject("environments in processes' memory", ("env",), check_content.check_environments),
     Subject("open files", ("files",), check_content.check_files),
-    Subject("mappings and their count", ("vm", "gcore"), check_content.check_mappings),
+    Subject("mappings and their count", ("vm", "user", "gcore"), check_content.check_mappings),
     Subject("stacks", ("bt",), check_content.check_stacks),
     Subject("the log's sequence and times", ("log",), check_content.check_log),
     Subject("modules, their areas and kallsyms", ("mods",), check_content.check_modules),
