@@ -51,6 +51,11 @@ class Subject:
         assert getattr(kernel, "vmlinux_path", None) == vmlinux  # None: not even one that this machine happens to have
         return kernel
 
+    def open_caught(self, name: str) -> Kernel:
+        """Return the kernel in the dump that was taken at a catch."""
+        image = open_image(self.dump.caught[name].path)
+        return open_kernel(image, str(self.dump.vmlinux), index_directory=_index_directory())
+
     def settled(self) -> Iterator[ProcessTruth]:
         """Yield the processes that did nothing between their word and the dump: the zoo, without those that ran."""
         for process in self.truth.processes.values():

@@ -34,14 +34,15 @@ TITLED = ("title", "longtitle")
 
 
 class Peer:
-    """One scenario, opened by both."""
+    """One scenario, opened by both: its primary file, or what was dumped at the catch `caught`."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, caught: str = "") -> None:
         self.subject = subject
-        self.kernel = subject.kernel
-        self.system = system_of(subject.kernel)
+        self.kernel = subject.open_caught(caught) if caught else subject.kernel
+        self.system = system_of(self.kernel)
         self.program: Any = drgn.Program()
-        self.program.set_core_dump(str(subject.dump.files[subject.kind].paths[0]))
+        path = subject.dump.caught[caught].path if caught else subject.dump.files[subject.kind].paths[0]
+        self.program.set_core_dump(str(path))
         self.program.load_debug_info([str(subject.dump.vmlinux)])
 
     @functools.cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from kvm_dbg.kernel.base import Frame
 from tests.golden.subject import find_subject
+from tests.lab import SCENARIOS as LAB
 from tests.peers.test_drgn import SCENARIOS, Peer, drgn, find_peer
 
 OTHER_NAMES = {
@@ -16,13 +18,26 @@ OTHER_NAMES = {
     "entry_SYSCALL_64_after_hwframe": "entry_SYSCALL_64",
     "secondary_startup_64_no_verify": "secondary_startup_64",
     "common_startup_64": "secondary_startup_64",
+    "end_repeat_nmi": "asm_exc_nmi",
 }
 PARTS = (".cold", ".part.0", ".isra.0", ".constprop.0")  # the compiler's, with a symbol of their own
 
 
-@pytest.fixture(params=SCENARIOS, scope="module")
+INTERRUPTED = ("deb12-irq", "bpo13-irq", "deb12-nmi", "deb13-nmi", "bpo13-nmi")
+CAUGHT = [(scenario.name, catch) for scenario in LAB if scenario.vmcoreinfo for catch in scenario.catches]
+
+
+@pytest.fixture(params=(*SCENARIOS, *INTERRUPTED), scope="module")
 def peer(request: pytest.FixtureRequest) -> Peer:
     return find_peer(find_subject(request.param))
+
+
+@pytest.fixture(params=CAUGHT, ids="-".join, scope="module")
+def caught(request: pytest.FixtureRequest) -> Iterator[Peer]:
+    scenario, name = request.param
+    peer = Peer(find_subject(scenario), name)
+    yield peer
+    peer.kernel.image.close()
 
 
 def theirs(peer: Peer, task: int) -> list[tuple[int, int, str]]:
@@ -40,6 +55,14 @@ def name_in_dwarf(frame: Frame) -> str | None:
 
 
 def test_stacks(peer: Peer) -> None:
+    check_stacks(peer)
+
+
+def test_stacks_of_a_guest_that_was_caught_at_work(caught: Peer) -> None:
+    check_stacks(caught)
+
+
+def check_stacks(peer: Peer) -> None:
     checked = 0
     for thread in peer.system.for_each_thread(peer.kernel):
         ours = list(peer.system.unwind(peer.kernel, thread))
