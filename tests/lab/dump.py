@@ -258,7 +258,7 @@ class Dump:
             for entry in self.manifest["caught"]
         }
         """By the name of the catch."""
-        self.programs = path / self.manifest["programs"]
+        self.programs: Path = path / self.manifest["programs"]
         """Programs with symbols and the libraries that they use, in the places that they have in the guest."""
         self.truth = Truth(path / "truth.tar")
         """Taken right before the dump."""

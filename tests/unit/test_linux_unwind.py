@@ -8,7 +8,7 @@ from kvm_dbg.kernel.base import Thread
 from kvm_dbg.kernel.linux import LINUX
 from kvm_dbg.kernel.linux.unwind import FRAME_LIMIT, Unwinder
 from tests.writers.linux import PAGE
-from tests.writers.linux_stack import FUNCTION_SIZE, Stacks, brief
+from tests.writers.linux_stack import CALL, FUNCTION_SIZE, PT_REGS_SIZE, Stacks, brief
 from tests.writers.orc import LAYOUTS, Row
 
 USER_IP, USER_SP = 0x40_1000, 0x7FFE_0000_1000
@@ -34,8 +34,8 @@ FUNCTIONS = {
 
 def sleeping(world: Stacks) -> dict[str, int]:
     """Write the stack of a task in a system call; return its registers."""
-    sp = world.top - 0x200
-    frame = sp + 0x20 + 0x10 + 0x30  # of do_wait
+    frame = world.top - PT_REGS_SIZE - 0x18  # of do_wait
+    sp = frame - 0x30 - 0x10 - 0x20
     world.words(sp + 0x10, frame, world.after("schedule"))
     world.words(sp + 0x28, world.after("do_wait"))
     world.words(frame, 0xBBBB, world.after("sys_wait4"))
@@ -87,6 +87,7 @@ def test_a_task_that_never_ran_is_at_its_first_instruction() -> None:
 def test_a_return_address_behind_the_last_instruction_belongs_to_the_caller() -> None:
     world = Stacks("v1", FUNCTIONS)
     world.words(world.top - 0x100, world.functions["switch"])  # the call ended ret_from_fork
+    world.write(world.functions["switch"] - len(CALL), CALL)
     frames = world.unwind(rip=world.after("plain"), rsp=world.top - 0x100)
     assert brief(frames) == ["registers TASK plain+0x20", f"orc TASK ret_from_fork+{FUNCTION_SIZE:#x}"]
 
@@ -165,7 +166,7 @@ def test_exceptions_with_stacks_of_their_own(member: str, name: str) -> None:
     world = Stacks("v4", FUNCTIONS)
     end = add_exception_stacks(world)[member]
     registers = sleeping(world)
-    saved = end - 168
+    saved = end - PT_REGS_SIZE
     world.words(saved - 8, world.after("asm_nmi"))
     world.registers(saved, cs=KERNEL_CS, **registers)
     frames = world.unwind(cpu=0, rip=world.after("plain"), rsp=saved - 8)
@@ -335,6 +336,64 @@ def test_a_return_address_that_is_no_code() -> None:
     assert "0x4141414141414141, is not in code" in frame.why
 
 
+def test_a_return_address_without_a_call_before_it() -> None:
+    """Code, but no place that anything returns to: the search goes on from there, and says so."""
+    world = Stacks("v1", FUNCTIONS)
+    sp = world.top - 0x100
+    world.words(sp, world.after("plain", 0x28), 0, world.after("ret_from_fork"))
+    frames = world.unwind(rip=world.after("plain"), rsp=sp)
+    assert brief(frames) == ["registers TASK plain+0x20", "scan TASK ret_from_fork+0x20"]
+    assert "is not behind a call" in frames[0].why
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x41, 0xFF])
+def test_a_stack_that_was_overwritten_gives_no_frame(byte: int) -> None:
+    """From any place on: what is above is either as it was, or there is a reason why there is no more."""
+    whole = Stacks("v1", FUNCTIONS)
+    registers = sleeping(whole)
+    truth = brief(whole.unwind(**registers))
+    for start in range(registers["rsp"] + 0x18, whole.top, 8):
+        world = Stacks("v1", FUNCTIONS)
+        sleeping(world)
+        world.write(start, bytes([byte]) * (world.top - start))
+        frames = world.unwind(**registers)
+        certain = [frame for frame in frames if frame.how != "scan"]
+        assert brief(certain) == truth[: len(certain)]
+        assert any(frame.why for frame in frames) == (len(certain) < len(truth))
+        assert len(certain) < len(truth) or start > whole.top - 5 * 8  # only what user space had is lost
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"cs": 0}, "cs would be 0x0"),
+        ({"cs": 0x41}, "cs would be 0x41"),
+        ({"cs": 0x1FFFF}, "user space at 0xffffffff81000000"),
+        ({"cs": 0x33}, "user space at 0xffffffff81000000"),
+        ({"cs": 0x33, "rip": USER_IP}, "bytes are above them"),
+    ],
+)
+def test_what_cannot_be_saved_registers(change: dict[str, int], why: str) -> None:
+    world = Stacks("v1", FUNCTIONS)
+    sp = world.top - 0x300
+    world.registers(sp, **{"rip": 0xFFFF_FFFF_8100_0000, "rsp": sp + 0x100, **change})
+    (frame,) = world.unwind(rip=world.after("asm_nmi"), rsp=sp)
+    assert why in frame.why
+
+
+@pytest.mark.parametrize(
+    ("cs", "rip"), [(0x33, USER_IP), (0x23, USER_IP), (0x0F, USER_IP), (0x33, 0xFFFF_FFFF_FF60_0400)]
+)
+def test_every_kind_of_user_space(cs: int, rip: int) -> None:
+    """64 bits, 32 bits, a segment of the process's own, the vsyscall page."""
+    world = Stacks("v1", FUNCTIONS)
+    saved = world.top - PT_REGS_SIZE
+    world.registers(saved, rip=rip, rsp=USER_SP, cs=cs)
+    frames = world.unwind(rip=world.after("asm_nmi"), rsp=saved)
+    assert brief(frames) == ["registers TASK asm_nmi+0x20", "exception USER None+0x0"]
+    assert (frames[-1].pc, frames[-1].sp, frames[0].why) == (rip, USER_SP, "")
+
+
 def test_an_endless_stack_is_cut() -> None:
     world = Stacks("v1", FUNCTIONS)
     world.words(world.task_stack, *[world.after("plain")] * (1 << 11))
@@ -357,7 +416,7 @@ def test_a_table_that_is_not_sorted() -> None:
 def test_a_page_of_the_stack_is_missing() -> None:
     world = Stacks("v1", FUNCTIONS)
     registers = sleeping(world)
-    world.missing = {(world.top - 0x200 - world.text) // PAGE}
+    world.missing = {(registers["rsp"] - world.text) // PAGE}
     (frame,) = world.unwind(**registers)
     assert (frame.name, frame.how) == ("__schedule", "registers")
     assert "nothing was placed there" in frame.why
@@ -417,6 +476,7 @@ def test_a_module_has_rows_of_its_own() -> None:
     code = add_module(world, [(0, Row("call")), (0x100, Row("call", "rsp", 0x18)), (0x200, Row("call"))])
     sp = world.top - 0x100
     world.words(sp, code + 0x180)
+    world.write(code + 0x180 - len(CALL), CALL)
     world.words(sp + 0x18, world.after("ret_from_fork"))
     frames = world.unwind(rip=code + 0x80, rsp=sp)
     assert [(frame.pc, frame.how, frame.why) for frame in frames] == [

@@ -17,10 +17,13 @@ PLAIN = Row("call")  # a function at its first instruction
 THREAD_SIZE = 1 << 14
 FUNCTION_SIZE = 0x40
 MAX_FUNCTIONS = 60
+AFTER = 0x20
+CALL = bytes.fromhex("ffd0")  # call *%rax
 PT_REGS = (  # arch/x86/include/asm/ptrace.h
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi", "orig_rax",
     "rip", "cs", "eflags", "rsp", "ss",
 )  # fmt: skip
+PT_REGS_SIZE = 8 * len(PT_REGS)
 
 
 class Stacks(World):
@@ -46,6 +49,7 @@ class Stacks(World):
         starts = []
         for index, (name, row) in enumerate(functions.items()):
             self.functions[name] = self.text + index * FUNCTION_SIZE
+            self.write(self.functions[name] + AFTER - len(CALL), CALL)
             if row is not None:
                 starts.append((self.functions[name], row))
         end = self.text + len(functions) * FUNCTION_SIZE
@@ -74,8 +78,8 @@ class Stacks(World):
         code = [Symbol(name, address, FUNCTION_SIZE, "T") for name, address in self.functions.items()]
         return ListedSymbols([*marks, *code])
 
-    def after(self, name: str, offset: int = 0x20) -> int:
-        """Return an address in a function."""
+    def after(self, name: str, offset: int = AFTER) -> int:
+        """Return an address in a function; there is a call before AFTER."""
         return self.functions[name] + offset
 
     def put_words(self, address: int, *values: int) -> int:

@@ -32,7 +32,8 @@ SAMPLE_ROWS = 2048  # enough to see which numbering of registers it is
 OLD_REGISTERS = ("", "previous", "rdx", "rdi", "rbp", "rsp", "r10", "r13", "[rbp]", "[rsp]", "rax")
 NEW_REGISTERS = ("", "rax", "rdx", "rsp", "rbp", "rdi", "r10", "r13", "previous", "[rsp]", "[rbp]")
 REGISTER_BITS = 4
-TEXT = (("_stext", "_etext"), ("_sinittext", "_einittext"))
+NOWHERE = (0, 0)
+TEXT, INIT_TEXT = ("_stext", "_etext"), ("_sinittext", "_einittext")
 MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
 OLD_KINDS = ("call", "regs", "partial", "undefined")
 NEW_KINDS = ("undefined", "end", "call", "regs", "partial")
@@ -269,7 +270,7 @@ class RowFinder:
                 self.why = "the kernel has no ORC tables"
         except MISSING as error:
             self.why = f"the ORC tables cannot be used: {error}"
-        self.text = _read_text(kernel)
+        self.text = [found for marks in (TEXT, INIT_TEXT) if (found := find_range(kernel, marks)) != NOWHERE]
         with contextlib.suppress(*MISSING):  # a kernel without modules, or nothing known of them: no rows for these
             self._modules = read_module_ranges(kernel)
         self._own = tuple(self.text)
@@ -299,14 +300,10 @@ class RowFinder:
         return None
 
 
-def _read_text(kernel: Kernel) -> list[tuple[int, int]]:
-    """Return [start, end) of the kernel's own code."""
-    found = []
-    for first, last in TEXT:
-        start, end = kernel.symbols.find(first), kernel.symbols.find(last)
-        if start is not None and end is not None:
-            found.append((start.address, end.address))
-    return found
+def find_range(kernel: Kernel, marks: tuple[str, str]) -> tuple[int, int]:
+    """Return [start, end) of the section that two of the linker's symbols mark, NOWHERE if they are not known."""
+    first, last = (kernel.symbols.find(mark) for mark in marks)
+    return NOWHERE if first is None or last is None else (first.address, last.address)
 
 
 def read_module_ranges(kernel: Kernel) -> list[tuple[int, int, int]]:

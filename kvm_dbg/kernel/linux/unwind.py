@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Frame, UnwindRow
 from kvm_dbg.kernel.linux.layout import remembered
-from kvm_dbg.kernel.linux.orc import RowFinder
+from kvm_dbg.kernel.linux.orc import INIT_TEXT, RowFinder, find_range
 from kvm_dbg.kernel.linux.stack import USER, WORD, Stack, StackReader
 from kvm_dbg.kernel.linux.symbolize import find_symbol, shown_symbol
 
@@ -36,6 +36,10 @@ PT_REGS_STRUCT = struct.Struct("<21Q")
 IRET_FRAME = PT_REGS[16:]  # what the processor itself pushes
 IRET_STRUCT = struct.Struct("<5Q")
 USER_PRIVILEGE = 3  # in the low bits of cs
+KERNEL_SELECTOR, USER_SELECTORS = 0x10, (0x33, 0x23)  # cs; the second one is that of 32-bit code: asm/segment.h
+LOCAL_SELECTOR = 7  # a user's own descriptor, modify_ldt(2): the table's bit and privilege 3
+MAX_PADDING = 64  # bytes, TOP_OF_KERNEL_STACK_PADDING: 0, 16 with FRED
+VSYSCALL = 0xFFFF_FFFF_FF60_0000  # a page of user space in the upper half, asm/vsyscall.h
 KERNEL_HALF = 1 << 63
 MODULES_START = 0xFFFF_FFFF_A000_0000  # MODULES_VADDR without KASLR; higher with it
 STARTS = ("ret_from_fork_asm", "ret_from_fork")  # where a new task starts; the older name is a C function by now
@@ -43,6 +47,7 @@ CALL_SIZE = 7  # bytes of the longest call instruction
 CALL_RELATIVE = 0xE8  # Intel SDM volume 2, CALL: E8 and four bytes; FF /2 with two to seven bytes in all
 CALL_INDIRECT, CALL_INDIRECT_FIELD = 0xFF, 2
 CALL_INDIRECT_SIZES = (2, 3, 4, 6, 7)
+FAR_RETURN = bytes.fromhex("48cb")  # lretq: head_64.S has pushed the next instruction's address, and goes there by it
 NULL_CALL = UnwindRow(0, 1, "call", "rsp", WORD)
 
 
@@ -84,8 +89,8 @@ class Unwinder:
         self.rows = RowFinder(kernel)
         self.stacks = StackReader(kernel)
         self._starts = {symbol.address for name in STARTS if (symbol := kernel.symbols.find(name)) is not None}
-        first, last = kernel.symbols.find("_text"), kernel.symbols.find("_end")
-        self._own = (first.address, last.address) if first is not None and last is not None else (0, 0)
+        self._own = find_range(kernel, ("_text", "_end"))
+        self._discarded = find_range(kernel, INIT_TEXT)
         self._names: dict[int, tuple[str | None, int, str | None]] = {}
         self._calls: dict[int, int | None] = {}
 
@@ -95,7 +100,10 @@ class Unwinder:
         return self.rows.is_text(address) or (address >= MODULES_START and not low <= address < high)
 
     def called(self, address: int) -> int | None:
-        """Return what the call instruction before `address` calls: 0 if the code does not tell, None if it is none."""
+        """Return what the call instruction before `address` calls: 0 if the code does not tell, None if it is none.
+
+        Known code that is not in the image does not tell, nor does that of the start, whose memory others have by now.
+        """
         if address not in self._calls:
             self._calls[address] = self._read_call(address)
         return self._calls[address]
@@ -104,6 +112,9 @@ class Unwinder:
         try:
             code = self.kernel.read(address - CALL_SIZE, CALL_SIZE)
         except ReadError:
+            return 0 if self.rows.is_text(address) else None
+        low, high = self._discarded
+        if low <= address < high or code[-2:] == FAR_RETURN:
             return 0
         if code[2] == CALL_RELATIVE:
             return address + int.from_bytes(code[3:], "little", signed=True)
@@ -245,6 +256,7 @@ class Walk:
         elif row.kind == "partial":
             data = self._memory(place).read(place, IRET_STRUCT.size)
             pushed = dict(zip(IRET_FRAME, IRET_STRUCT.unpack(data), strict=True))
+            _check_saved(pushed, place, 0)
             caller = State(pushed["rip"], pushed["rsp"], state.bp, pushed, True, EXCEPTION)
         else:
             caller = State(self._return_address(place - WORD), place, state.bp, None, False, ORC)
@@ -270,13 +282,16 @@ class Walk:
         address = self._word(place)
         if not self._unwinder.is_code(address):
             raise CorruptError(place, f"the return address there, {address:#x}, is not in code")
+        if self._unwinder.called(address) is None:
+            raise CorruptError(place, f"the return address there, {address:#x}, is not behind a call")
         return address
 
     def _interrupted(self, place: int) -> State:
         """Return the state that the struct pt_regs at `place` holds."""
-        data = self._memory(place).read(place, PT_REGS_STRUCT.size)
+        stack = self._memory(place)
+        data = stack.read(place, PT_REGS_STRUCT.size)
         saved = dict(zip(PT_REGS, PT_REGS_STRUCT.unpack(data), strict=True))
-        saved["cs"] &= 0xFFFF  # with FRED (v6.9) the rest of the word tells what happened
+        _check_saved(saved, place, stack.end - place - PT_REGS_STRUCT.size)
         return State(saved["rip"], saved["rsp"], saved["rbp"], saved, True, EXCEPTION)
 
     def _by_frame_pointer(self, state: State) -> State | None:
@@ -315,6 +330,22 @@ class Walk:
             if function and target == function:
                 break
         return best
+
+
+def _check_saved(registers: dict[str, int], place: int, above: int) -> None:
+    """Refuse what cannot be saved registers, and cut cs to its 16 bits: with FRED (v6.9) the word tells more.
+
+    `above` is the number of bytes above them on their stack: those of user space are the first on it.
+    Raises CorruptError.
+    """
+    cs = registers["cs"] = registers["cs"] & 0xFFFF
+    user = cs in USER_SELECTORS or cs & LOCAL_SELECTOR == LOCAL_SELECTOR
+    if cs != KERNEL_SELECTOR and not user:
+        raise CorruptError(place, f"no registers were saved there: cs would be {cs:#x}")
+    if user and KERNEL_HALF <= registers["rip"] != VSYSCALL | registers["rip"] & 0xFFF:
+        raise CorruptError(place, f"no registers were saved there: user space at {registers['rip']:#x}")
+    if user and above > MAX_PADDING:
+        raise CorruptError(place, f"no registers of user space were saved there: {above} bytes are above them")
 
 
 def _is_user(state: State) -> bool:
