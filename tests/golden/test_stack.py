@@ -67,8 +67,23 @@ def test_stacks_of_sleeping_tasks_equal_proc(subject: Subject) -> None:
             assert {frame.how for frame in frames} <= {"registers", "orc", "exception"}
             assert not any(frame.why for frame in frames)
             assert (frames[-1].stack == "USER") == (not process.kernel_thread)
+            if not process.kernel_thread:
+                assert user_place(frames[-1]) == said_place(subject, process.pid, lwp.tid), lwp.comm
             checked += 1
     assert checked > 140
+
+
+def user_place(frame: Frame) -> tuple[int, int, int]:
+    """Return stack pointer, instruction pointer and segment of the frame of user space."""
+    assert frame.registers is not None
+    assert (frame.registers["rip"], frame.registers["rsp"]) == (frame.pc, frame.sp)
+    return frame.sp, frame.pc, frame.registers["cs"]
+
+
+def said_place(subject: Subject, pid: int, tid: int) -> tuple[int, int, int]:
+    """Return the same as /proc/PID/task/TID/syscall ends with; the animal `ia32` runs 32-bit code."""
+    sp, pc = (int(word, 0) for word in subject.truth.text(f"proc/{pid}/task/{tid}/syscall").split()[-2:])
+    return sp, pc, 0x23 if subject.truth.processes[pid].comm == b"ia32" else 0x33
 
 
 def test_tasks_without_a_stack_say_why(subject: Subject) -> None:

@@ -368,6 +368,10 @@ def test_a_stack_that_was_overwritten_gives_no_frame(byte: int) -> None:
     [
         ({"cs": 0}, "cs would be 0x0"),
         ({"cs": 0x41}, "cs would be 0x41"),
+        ({"cs": 0x10, "ss": 0x2B}, "ss would be 0x2b"),
+        ({"cs": 0x33, "ss": 0x18}, "ss would be 0x18"),
+        ({"cs": 0x10, "eflags": 0x200}, "eflags would be 0x200"),
+        ({"cs": 0x33, "eflags": 0x206 | 1 << 40}, "eflags would be 0x10000000206"),
         ({"cs": 0x1FFFF}, "user space at 0xffffffff81000000"),
         ({"cs": 0x33}, "user space at 0xffffffff81000000"),
         ({"cs": 0x33, "rip": USER_IP}, "bytes are above them"),

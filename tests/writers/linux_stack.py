@@ -88,7 +88,9 @@ class Stacks(World):
         return address + 8 * len(values)
 
     def registers(self, address: int, **values: int) -> int:
-        """Write a struct pt_regs, and return the address behind it."""
+        """Write a struct pt_regs, and return the address behind it; without eflags and ss, with such as fit to cs."""
+        user = values.get("cs", 0) & 3
+        values = {"eflags": 0x202, "ss": 0x2B if user else 0x18, **values}
         return self.put_words(address, *(values.get(name, 0) for name in PT_REGS))
 
     def call(self, address: int, target: int) -> None:

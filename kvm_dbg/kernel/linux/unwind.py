@@ -36,7 +36,9 @@ PT_REGS_STRUCT = struct.Struct("<21Q")
 IRET_FRAME = PT_REGS[16:]  # what the processor itself pushes
 IRET_STRUCT = struct.Struct("<5Q")
 USER_PRIVILEGE = 3  # in the low bits of cs
-KERNEL_SELECTOR, USER_SELECTORS = 0x10, (0x33, 0x23)  # cs; the second one is that of 32-bit code: asm/segment.h
+# Selectors, asm/segment.h; 0x23 is 32-bit code. In the kernel ss may be 0: SDM volume 3, 7.14.2.
+KERNEL_CODE, KERNEL_DATA, USER_CODE, USER_DATA = 0x10, (0x18, 0), (0x33, 0x23), 0x2B
+FLAGS, ALWAYS_FLAG = 0x3F_7FD7, 1 << 1  # bits of eflags that may be set, and the one that is: SDM volume 1, 3.4.3
 LOCAL_SELECTOR = 7  # a user's own descriptor, modify_ldt(2): the table's bit and privilege 3
 MAX_PADDING = 64  # bytes, TOP_OF_KERNEL_STACK_PADDING: 0, 16 with FRED
 VSYSCALL = 0xFFFF_FFFF_FF60_0000  # a page of user space in the upper half, asm/vsyscall.h
@@ -333,15 +335,21 @@ class Walk:
 
 
 def _check_saved(registers: dict[str, int], place: int, above: int) -> None:
-    """Refuse what cannot be saved registers, and cut cs to its 16 bits: with FRED (v6.9) the word tells more.
+    """Refuse what cannot be saved registers, and cut cs and ss to their 16 bits: with FRED (v6.9) the words tell more.
 
     `above` is the number of bytes above them on their stack: those of user space are the first on it.
     Raises CorruptError.
     """
     cs = registers["cs"] = registers["cs"] & 0xFFFF
-    user = cs in USER_SELECTORS or cs & LOCAL_SELECTOR == LOCAL_SELECTOR
-    if cs != KERNEL_SELECTOR and not user:
+    ss = registers["ss"] = registers["ss"] & 0xFFFF
+    flags = registers["eflags"]
+    user = cs in USER_CODE or cs & LOCAL_SELECTOR == LOCAL_SELECTOR
+    if cs != KERNEL_CODE and not user:
         raise CorruptError(place, f"no registers were saved there: cs would be {cs:#x}")
+    if ss not in KERNEL_DATA if not user else ss != USER_DATA and ss & LOCAL_SELECTOR != LOCAL_SELECTOR:
+        raise CorruptError(place, f"no registers were saved there: cs is {cs:#x}, and ss would be {ss:#x}")
+    if flags & ~FLAGS or not flags & ALWAYS_FLAG:
+        raise CorruptError(place, f"no registers were saved there: eflags would be {flags:#x}")
     if user and KERNEL_HALF <= registers["rip"] != VSYSCALL | registers["rip"] & 0xFFF:
         raise CorruptError(place, f"no registers were saved there: user space at {registers['rip']:#x}")
     if user and above > MAX_PADDING:
