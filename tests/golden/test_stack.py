@@ -169,7 +169,7 @@ def test_the_panic_equals_what_the_guest_printed(subject: Subject) -> None:
     """The trace was printed a little earlier than the dump was taken, from the same place in panic().
 
     Frames, the stacks that they are on, and the registers of what was interrupted on the way. In a kdump the search
-    has to begin: __crash_kexec() notes its own registers at a place that the ORC table calls undefined.
+    has to begin: __crash_kexec() notes its own registers, and has no ORC rows (STACK_FRAME_NON_STANDARD).
     """
     if not subject.crashed:
         return

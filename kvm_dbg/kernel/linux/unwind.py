@@ -7,6 +7,8 @@ with the lowest bit set), asm/ptrace.h (struct pt_regs), asm/pgtable_64_types.h 
 above the kernel's text).
 
 Every step says how its frame was found. After a search nothing is certain any more: all that follows is "scan", too.
+Stacks may have been overwritten: a return address must lie behind a call, saved registers must be such as a processor
+saves, and those of user space the first on their stack; else the search begins.
 """
 
 from __future__ import annotations
