@@ -7,9 +7,9 @@ functions in `kernel/<os>/`, and its door is one `OperatingSystem` (see `kernel/
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.debuginfo.base import TypeTable
@@ -289,6 +289,36 @@ class UnwindRow(NamedTuple):
     frame_offset: int = 0
 
 
+class UnwindTable(NamedTuple):
+    """All rules for one run of code, in columns: a kernel has half a million.
+
+    starts: addresses, ascending; a rule reaches to the next one's start, the last to `end`. rules: each as the system
+    keeps it, equal ones being equal; `decode` makes a row of it, whose addresses mean nothing. problem: a sentence on
+    what is missing, "" if nothing is.
+    """
+
+    starts: Sequence[int]
+    end: int
+    rules: Sequence[Hashable]
+    decode: Callable[[Any], UnwindRow]
+    problem: str = ""
+
+
+class Area(NamedTuple):
+    """A part of a kernel's or of a module's memory as a linker would call it: [start, end) of run-time addresses.
+
+    name: ".text", ".data", ... fixed: its addresses are offsets into each CPU's own area, which no slide moves.
+    """
+
+    name: str
+    start: int
+    end: int
+    executable: bool = False
+    writable: bool = False
+    module: str | None = None
+    fixed: bool = False
+
+
 class Frame(NamedTuple):
     """One frame of a task's kernel stack.
 
@@ -455,6 +485,18 @@ class OperatingSystem(Protocol):
         on is never covered rightly.
 
         Raises KvmDbgError if the image lacks them.
+        """
+
+    def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
+        """Yield the rules for the kernel's own code, or for that of its modules; none where there are no such tables.
+
+        What the image lacks is no error: a table says what is missing of it.
+        """
+
+    def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
+        """Yield the parts of the kernel's own memory, ascending and without gaps, or those of its modules.
+
+        Raises KvmDbgError if not all modules can be listed; those before have been yielded.
         """
 
     def unwind(self, kernel: Kernel, thread: Thread) -> Iterator[Frame]:

@@ -12,7 +12,131 @@ Addresses. The kernel's own part has link-time addresses, those of the image min
 every image of one build and is placed by debuggers as vmlinux is. Modules are wherever they were loaded: their part
 has run-time addresses, and is a file of its own unless the kernel's part has run-time addresses as well (slide 0).
 
-`dwarf.make_dwarf(kernel, system, slide)` returns the sections of debug information by name, without those that are
-made here; each address in them is a run-time address minus `slide`, that of a per-CPU variable its offset in the
-per-CPU area, unchanged.
+`dwarf.make_dwarf` returns the sections of debug information by name, without those that are made here; each address
+in them is a run-time address minus `slide`, that of a per-CPU variable its offset in the per-CPU area, unchanged.
 """
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvm_dbg.elf import SHT_PROGBITS
+from kvm_dbg.errors import KvmDbgError, UnsupportedError
+from kvm_dbg.kernel_file import frame
+from kvm_dbg.kernel_file.elf_writer import Section, build_id_section, memory_section, write_elf
+from kvm_dbg.kernel_file.symbol import make_symbols
+from kvm_dbg.symbols.kallsyms import JoinedSymbols
+
+if TYPE_CHECKING:
+    from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem, UnwindTable
+    from kvm_dbg.symbols.base import Symbol
+
+
+class MadeFile(NamedTuple):
+    """A file's bytes, in pieces, and a sentence on each thing that it lacks."""
+
+    pieces: list[bytes]
+    problems: tuple[str, ...]
+    symbols: int
+    modules: int
+
+    @property
+    def size(self) -> int:
+        """Return the number of bytes."""
+        return sum(map(len, self.pieces))
+
+
+def make_kernel_file(
+    kernel: Kernel,
+    system: OperatingSystem,
+    *,
+    slide: int = 0,
+    own: bool = True,
+    modules: bool = True,
+    without: Collection[str] = (),
+    debug_sections: Mapping[str, bytes] | None = None,
+) -> MadeFile:
+    """Return a file for debuggers.
+
+    Args:
+        kernel: of which.
+        system: its operating system.
+        slide: what is subtracted from the kernel's own addresses; 0 where modules are in the same file.
+        own: with the kernel's own symbols and unwind rules.
+        modules: with those of its modules.
+        without: modules whose symbols a debugger has from elsewhere; it gets their unwind rules all the same.
+        debug_sections: more sections by name, of DWARF.
+
+    Raises:
+        UnsupportedError: the processor is none of 64 bits, little-endian.
+        ReadError: the kernel's own symbols cannot be read.
+    """
+    arch = kernel.arch
+    if arch.pointer_size != 8 or arch.byteorder != "little":
+        raise UnsupportedError(f"a file for debuggers of an {arch.name} kernel")
+    problems: list[str] = []
+    areas: list[Area] = []
+    symbols: list[Symbol] = []
+    tables: list[UnwindTable] = []
+    if own:
+        areas += system.for_each_area(kernel, modules=False)
+        symbols += kernel.symbols.for_each()
+        tables += system.for_each_unwind_table(kernel, modules=False)
+        if not areas:
+            problems.append("the symbols _text and _end are not known, so the kernel's own symbols have no sections")
+    names: set[str] = set()
+    if modules:
+        tables += system.for_each_unwind_table(kernel, modules=True)
+        found = list(_areas_of_modules(kernel, system, problems))
+        names = {area.module or "" for area in found}
+        areas += [area for area in found if area.module not in without]
+        symbols += _symbols_of_modules(kernel, system, names - {*without}, problems)
+    problems += dict.fromkeys(table.problem for table in tables if table.problem)
+    areas.sort(key=lambda area: area.start)
+    symbols.sort(key=lambda symbol: symbol.address)
+    placed = make_symbols(symbols, areas, slide)
+    if placed.homeless:
+        problems.append(f"{placed.homeless} symbols lie in no known part of the kernel and are left out")
+    sections = [_section_of(area, 0 if area.fixed else slide) for area in areas]
+    build_id = getattr(kernel, "build_id", None)
+    if own and build_id:
+        sections.append(build_id_section(bytes.fromhex(build_id)))
+    if arch.elf_machine == frame.MACHINE:
+        rules = frame.make_debug_frame(tables, slide, user=own)
+        if rules:
+            sections.append(Section(".debug_frame", SHT_PROGBITS, rules, align=8))
+    sections += [Section(name, SHT_PROGBITS, data) for name, data in (debug_sections or {}).items()]
+    sections += placed.sections
+    return MadeFile(write_elf(sections, arch.elf_machine), tuple(problems), len(symbols) - placed.homeless, len(names))
+
+
+def _section_of(area: Area, slide: int) -> Section:
+    start, end = area.start - slide, area.end - slide
+    return memory_section(area.name, start, end, executable=area.executable, writable=area.writable)
+
+
+def _areas_of_modules(kernel: Kernel, system: OperatingSystem, problems: list[str]) -> Iterator[Area]:
+    """Yield the parts of modules; a broken list costs those after the break."""
+    try:
+        yield from system.for_each_area(kernel, modules=True)
+    except KvmDbgError as error:
+        problems.append(f"modules are missing: {error}")
+
+
+def _symbols_of_modules(
+    kernel: Kernel, system: OperatingSystem, names: Collection[str], problems: list[str]
+) -> list[Symbol]:
+    table = system.all_symbols(kernel)
+    if not isinstance(table, JoinedSymbols):
+        return []
+    found: list[Symbol] = []
+    bare = []
+    for name in sorted(names):
+        own = list(table.modules[name].for_each()) if name in table.modules else []
+        if not own:
+            bare.append(name)
+        found += own
+    if bare:
+        problems.append(f"no symbols of {', '.join(bare)} could be read")
+    return found

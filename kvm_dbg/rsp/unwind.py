@@ -25,15 +25,15 @@ class UnwindFile:
         Raises:
             FileAccessError: it cannot be written.
         """
+        from kvm_dbg.kernel_file.frame import make_frame_file
         from kvm_dbg.rsp.frame_table import read_covered
-        from kvm_dbg.rsp.unwind_elf import make_unwind_elf
 
         path = getattr(session.kernel, "vmlinux_path", None)
         slide = getattr(session.kernel, "slide", None) or 0
         try:
             covered = read_covered(str(path)) if path is not None else []
             runs = [(start + slide, end + slide) for start, end in covered]
-            data = make_unwind_elf(session.system.for_each_unwind_row(session.kernel, runs))
+            data = make_frame_file(session.system.for_each_unwind_row(session.kernel, runs))
         except KvmDbgError:  # no such tables, or not in the image: a backtrace guesses in entry code
             return None
         if data is None:

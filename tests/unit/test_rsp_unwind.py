@@ -14,8 +14,8 @@ from kvm_dbg.debuginfo.base import IntType, Member, StructType, Type, TypeTable
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.kernel.base import UnwindRow
 from kvm_dbg.kernel.linux.orc import for_each_unwind_row
+from kvm_dbg.kernel_file.frame import USER_END, USER_START, make_frame_file
 from kvm_dbg.rsp.frame_table import PADDING, join, read_covered
-from kvm_dbg.rsp.unwind_elf import USER_END, USER_START, make_unwind_elf
 from kvm_dbg.symbols.base import Symbol
 from tests.writers.stand_in import NoTypes, StandInKernel, Symbols
 
@@ -141,7 +141,7 @@ def read_rules(path: Path) -> Iterator[tuple[int, int, dict[object, object]]]:
 
 
 def test_the_file_says_what_the_rows_say(tmp_path: Path) -> None:
-    data = make_unwind_elf(EXPECTED)
+    data = make_frame_file(EXPECTED)
     assert data is not None
     (tmp_path / "rules").write_bytes(data)
     rules = {start: (end, line) for start, end, line in read_rules(tmp_path / "rules")}
@@ -153,7 +153,7 @@ def test_the_file_says_what_the_rows_say(tmp_path: Path) -> None:
 
     def saved(offset: int) -> dict[object, object]:
         line = rules[TEXT + offset][1]
-        return {key: line[key].arg for key in line if isinstance(key, int)}  # type: ignore[attr-defined]
+        return {key: line[key].arg for key in line if isinstance(key, int) and line[key].type == "OFFSET"}  # type: ignore[attr-defined]
 
     assert (cfa(0), saved(0)) == ((7, 8), {16: -8})
     assert (cfa(1), saved(1)) == ((7, 16), {16: -8, 6: -16})
@@ -171,11 +171,11 @@ def test_the_file_says_what_the_rows_say(tmp_path: Path) -> None:
 
 
 def test_no_rows_make_no_file() -> None:
-    assert make_unwind_elf([]) is None
+    assert make_frame_file([]) is None
 
 
 def test_the_covered_code_of_that_file_is_its_rows(tmp_path: Path) -> None:
-    data = make_unwind_elf(EXPECTED)
+    data = make_frame_file(EXPECTED)
     assert data is not None
     (tmp_path / "rules").write_bytes(data)
     assert read_covered(str(tmp_path / "rules")) == [(USER_START, USER_END), (TEXT, TEXT + 0x400)]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kvm_dbg.image.base import Note
     from kvm_dbg.kernel.base import (
         AddressSpaceReader,
+        Area,
         Check,
         Frame,
         Kernel,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         Thread,
         UnwindRow,
         UserThread,
+        UnwindTable,
     )
     from kvm_dbg.symbols.base import SymbolTable
 
@@ -135,6 +137,16 @@ class _Linux:
         from kvm_dbg.kernel.linux.orc import for_each_unwind_row
 
         return for_each_unwind_row(kernel, covered)
+
+    def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
+        from kvm_dbg.kernel.linux.orc_table import for_each_unwind_table
+
+        return for_each_unwind_table(kernel, modules=modules)
+
+    def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
+        from kvm_dbg.kernel.linux.area import for_each_area, for_each_module_area
+
+        return for_each_module_area(kernel) if modules else for_each_area(kernel)
 
     def unwind(self, kernel: Kernel, thread: Thread) -> Iterator[Frame]:
         from kvm_dbg.kernel.linux.unwind import unwind

@@ -1,0 +1,331 @@
+"""Unwind rules as debuggers read them: .debug_frame, made from what the kernel's own unwinder knows (ORC).
+
+Where a whole file is made, all code has its rules from here. Beside a vmlinux they fill its gaps: entry code is
+assembly without call frame information, where a debugger guesses and shows stack words as callers; and where C code
+runs on another stack for a while, the compiler's rules are wrong. A debugger takes the first rule that it finds: the
+file has to be loaded before vmlinux.
+
+ORC says nothing of registers other than the stack, instruction and frame pointers: those that a function may have
+saved are undefined in its caller, so that a debugger shows no wrong value.
+
+Facts: DWARF 5 section 6.4 and figure "Register rule instructions" for the encoding (CIE version 1, as in DWARF 2);
+System V ABI for x86-64, figure 3.36, for register numbers, 3.4 for registers that a function preserves;
+arch/x86/include/asm/ptrace.h for struct pt_regs.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import compress, pairwise
+from operator import sub
+from typing import Any
+
+from kvm_dbg.elf import SHT_PROGBITS
+from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel_file.elf_writer import Section, memory_section, write_elf
+
+DWARF_NUMBERS = {
+    "rax": 0,
+    "rdx": 1,
+    "rcx": 2,
+    "rbx": 3,
+    "rsi": 4,
+    "rdi": 5,
+    "rbp": 6,
+    "rsp": 7,
+    **{f"r{number}": number for number in range(8, 16)},
+    "rip": 16,
+}
+PT_REGS = {  # offsets in bytes
+    "r15": 0,
+    "r14": 8,
+    "r13": 16,
+    "r12": 24,
+    "rbp": 32,
+    "rbx": 40,
+    "r11": 48,
+    "r10": 56,
+    "r9": 64,
+    "r8": 72,
+    "rax": 80,
+    "rcx": 88,
+    "rdx": 96,
+    "rsi": 104,
+    "rdi": 112,
+    "rip": 128,
+    "rsp": 152,
+}
+INTERRUPT_FRAME = {"rip": 0, "rsp": 24}  # offsets in bytes from where the processor's own frame starts
+PRESERVED = ("rbx", "r12", "r13", "r14", "r15")  # by every function; rbp has a rule in each row
+USER_START, USER_END = 0x1000, 0x7FFF_FFFF_E000  # a backtrace ends at the first user frame
+WORD = (1 << 64) - 1
+MACHINE = 62  # EM_X86_64
+
+DATA_ALIGN = -8
+CFA_ADVANCE_LOC = 0x40
+CFA_OFFSET = 0x80
+CFA_RESTORE = 0xC0
+CFA_ADVANCE_LOC1, CFA_ADVANCE_LOC2, CFA_ADVANCE_LOC4 = 0x02, 0x03, 0x04
+CFA_UNDEFINED, CFA_SAME_VALUE = 0x07, 0x08
+CFA_DEF, CFA_DEF_OFFSET, CFA_DEF_EXPRESSION = 0x0C, 0x0E, 0x0F
+CFA_EXPRESSION, CFA_OFFSET_SF, CFA_DEF_SF = 0x10, 0x11, 0x12
+OP_DEREF, OP_CONSTS, OP_PLUS, OP_BREG0 = 0x06, 0x11, 0x22, 0x70
+
+FUNCTION_ALIGN = 16  # bytes; where the kernel's functions are no better aligned, entries only get longer
+MAX_ENTRY_ROWS = 1 << 12  # a debugger runs through all rows of an entry up to the one that it wants
+ENTRY_HEAD = struct.Struct("<IIQQ")
+NOPS = bytes(8)  # DW_CFA_nop
+
+Rule = tuple[str, str, int, str, int]  # an UnwindRow without its addresses
+AT_CALL: Rule = ("call", "rsp", 8, "", 0)  # what holds at a function's first instruction, and in the CIE
+
+
+def make_debug_frame(tables: Iterable[UnwindTable], slide: int = 0, *, user: bool = True) -> bytes:
+    """Return .debug_frame with the tables' rules, b"" if they have none.
+
+    Args:
+        tables: of x86-64.
+        slide: what is subtracted from their addresses.
+        user: with a rule that ends a backtrace at the first frame of a user's code.
+    """
+    encoder = _Encoder()
+    entries = [entry for table in tables if table.rules for entry in encoder.entries(table, slide)]
+    if not entries:
+        return b""
+    if user:
+        entries.append(_entry(USER_START, USER_END - USER_START, _stop()))
+    return _cie() + b"".join(entries)
+
+
+def make_frame_file(rows: Iterable[UnwindRow]) -> bytes | None:
+    """Return an ELF file with nothing but the rows' rules, at run-time addresses, or None if there are none."""
+    frame = make_debug_frame(_tables_of(rows))
+    if not frame:
+        return None
+    sections = [memory_section(".text", 0, 0, executable=True), Section(".debug_frame", SHT_PROGBITS, frame)]
+    return b"".join(write_elf(sections, MACHINE))
+
+
+def _tables_of(rows: Iterable[UnwindRow]) -> list[UnwindTable]:
+    """Return a table for each run of rows without gaps."""
+    runs: list[list[UnwindRow]] = []
+    for row in rows:
+        if runs and runs[-1][-1].end == row.start:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return [
+        UnwindTable(
+            [row.start for row in run], run[-1].end, [row[2:] for row in run], lambda rule: UnwindRow(0, 0, *rule)
+        )
+        for run in runs
+    ]
+
+
+class _Encoder:
+    """Turns rows into entries; what has been encoded once is known from then on."""
+
+    def __init__(self) -> None:
+        self._rules: list[Rule] = [AT_CALL]
+        self._numbers: dict[Rule, int] = {AT_CALL: 0}
+        self._changes = _Known(lambda pair: encode_change(self._rules[pair[0]], self._rules[pair[1]]))
+        self._advances = _Known(_advance)
+
+    def entries(self, table: UnwindTable, slide: int) -> list[bytes]:
+        """Return the entries for a table: about one for each function, one for each row that is no call's."""
+        starts, rules = table.starts, table.rules
+        number_of = _Known(lambda rule: self._number(_expressible(table.decode(rule)[2:])))
+        numbers: list[int] = list(map(number_of.__getitem__, rules))
+        # Two pieces for each row but the first of an entry: the way to it, and what changes there.
+        pieces: list[bytes] = [b""] * (2 * len(numbers))
+        pieces[2::2] = map(self._advances.__getitem__, map(sub, starts[1:], starts))
+        pieces[3::2] = map(self._changes.__getitem__, pairwise(numbers))
+        found = []
+        for first, last in pairwise([*self._cuts(starts, numbers), len(numbers)]):
+            start, stop = starts[first], starts[last] if last < len(starts) else table.end
+            if start < stop:
+                instructions = b"".join(pieces[2 * first + 2 : 2 * last])
+                body = self._changes[0, numbers[first]] + instructions
+                found.append(_entry(start - slide & WORD, stop - start, body))
+        return found
+
+    def _cuts(self, starts: Sequence[int], numbers: list[int]) -> list[int]:
+        """Return where entries begin, ascending.
+
+        That is where what holds at a call holds at an address that a function can have, and around rows of other kinds.
+        """
+        single = [rule[0] != "call" for rule in self._rules]
+        candidates = [not number or alone for number, alone in enumerate(single)]
+        cuts = {0}
+        for index in compress(range(len(numbers)), map(candidates.__getitem__, numbers)):
+            if single[numbers[index]]:
+                cuts.add(index)
+                cuts.add(index + 1)
+            elif not starts[index] % FUNCTION_ALIGN:
+                cuts.add(index)
+        cuts.discard(len(numbers))
+        found: list[int] = []
+        for cut, after in pairwise([*sorted(cuts), len(numbers)]):
+            found += range(cut, after, MAX_ENTRY_ROWS)
+        return found
+
+    def _number(self, rule: Rule) -> int:
+        number = self._numbers.get(rule)
+        if number is None:
+            number = self._numbers[rule] = len(self._rules)
+            self._rules.append(rule)
+        return number
+
+
+class _Known(dict[Any, Any]):
+    """What a function returned for each key, asked once."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: Hashable) -> Any:
+        value = self[key] = self._make(key)
+        return value
+
+
+def _expressible(rule: Rule) -> Rule:
+    """Return the rule, or that nothing is known where DWARF cannot say it or nobody knows what it means."""
+    kind, base, offset, frame_base, frame_offset = rule
+    if kind == "end":
+        return rule
+    known = base.strip("[]") in DWARF_NUMBERS and (kind == "call" or base in DWARF_NUMBERS)
+    if not known or offset % 8 or frame_offset % 8 or frame_base not in ("", "previous", "rbp"):
+        return ("undefined", "", 0, "", 0)
+    return rule
+
+
+def encode_change(old: Rule, new: Rule) -> bytes:
+    """Return the instructions that lead from the rules of a row to those of the next one in its entry.
+
+    A row that is no call's has an entry of its own: there is no way from it, and the way to it starts at AT_CALL.
+    """
+    if new[0] != "call":
+        return _alone(new)
+    if old[0] != "call":
+        return b""
+    _, base, offset, frame_base, frame_offset = new
+    if old[1:3] == new[1:3]:
+        define = b""
+    elif base.startswith("["):
+        define = _define_cfa_by_memory(base.strip("[]"), offset)
+    elif base == old[1] and offset >= 0:
+        define = bytes((CFA_DEF_OFFSET,)) + _uleb(offset)
+    else:
+        define = _define_cfa(base, offset)
+    if old[3:] == new[3:]:
+        return define
+    if frame_base == "previous":
+        return define + _saved("rbp", frame_offset)
+    if frame_base == "rbp":
+        return define + _saved_at(frame_base, frame_offset)
+    return define + bytes((CFA_RESTORE | DWARF_NUMBERS["rbp"],))
+
+
+def _alone(rule: Rule) -> bytes:
+    """Return the instructions of a row that has an entry of its own."""
+    kind, base, offset, _, _ = rule
+    if kind == "regs":
+        return _define_cfa(base, offset) + b"".join([_saved(name, place) for name, place in PT_REGS.items()])
+    if kind == "partial":
+        rules = [_saved(name, place) for name, place in INTERRUPT_FRAME.items()]
+        rules += [_same(name) for name in PRESERVED]  # the entry code has not used them yet, or has put them back
+        return _define_cfa(base, offset) + b"".join(rules)
+    return _stop()
+
+
+def _stop() -> bytes:
+    """Return the rules of a frame that nobody called."""
+    return bytes((CFA_UNDEFINED, DWARF_NUMBERS["rip"]))
+
+
+def _define_cfa(register: str, offset: int) -> bytes:
+    number = bytes((DWARF_NUMBERS[register],))
+    if offset >= 0:
+        return bytes((CFA_DEF,)) + number + _uleb(offset)
+    return bytes((CFA_DEF_SF,)) + number + _sleb(offset // DATA_ALIGN)
+
+
+def _define_cfa_by_memory(register: str, offset: int) -> bytes:
+    """Return the rule for a stack that was switched: where the old stack pointer was put, and what is added.
+
+    ORC adds its offset to rsp's word after it was read, to rbp before (arch/x86/kernel/unwind_orc.c,
+    unwind_next_frame; since 87ccc826bf1c, 5.12, and not used with rsp before).
+    """
+    before, after = (0, offset) if register == "rsp" else (offset, 0)
+    number = DWARF_NUMBERS[register]
+    expression = bytes((OP_BREG0 + number,)) + _sleb(before) + bytes((OP_DEREF, OP_CONSTS)) + _sleb(after)
+    expression += bytes((OP_PLUS,))
+    return bytes((CFA_DEF_EXPRESSION,)) + _uleb(len(expression)) + expression
+
+
+def _saved(register: str, offset: int) -> bytes:
+    """Return the rule "the caller's register is in memory, at CFA + offset"."""
+    number = DWARF_NUMBERS[register]
+    if offset <= 0:
+        return bytes((CFA_OFFSET | number,)) + _uleb(offset // DATA_ALIGN)
+    return bytes((CFA_OFFSET_SF, number)) + _sleb(offset // DATA_ALIGN)
+
+
+def _saved_at(register: str, offset: int) -> bytes:
+    """Return the rule "the caller's rbp is in memory, at this frame's register + offset"."""
+    expression = bytes((OP_BREG0 + DWARF_NUMBERS[register],)) + _sleb(offset)
+    return bytes((CFA_EXPRESSION, DWARF_NUMBERS["rbp"])) + _uleb(len(expression)) + expression
+
+
+def _same(register: str) -> bytes:
+    return bytes((CFA_SAME_VALUE, DWARF_NUMBERS[register]))
+
+
+def _advance(size: int) -> bytes:
+    if size < 1 << 6:
+        return bytes((CFA_ADVANCE_LOC | size,)) if size else b""
+    if size < 1 << 8:
+        return struct.pack("<BB", CFA_ADVANCE_LOC1, size)
+    if size < 1 << 16:
+        return struct.pack("<BH", CFA_ADVANCE_LOC2, size)
+    if size < 1 << 32:
+        return struct.pack("<BI", CFA_ADVANCE_LOC4, size)
+    return struct.pack("<BI", CFA_ADVANCE_LOC4, (1 << 32) - 1) + _advance(size - (1 << 32) + 1)
+
+
+def _uleb(value: int) -> bytes:
+    out = bytearray()
+    while True:
+        byte = value & 0x7F
+        value >>= 7
+        if not value:
+            out.append(byte)
+            return bytes(out)
+        out.append(byte | 0x80)
+
+
+def _sleb(value: int) -> bytes:
+    out = bytearray()
+    while True:
+        byte = value & 0x7F
+        value >>= 7
+        if (value == 0 and not byte & 0x40) or (value == -1 and byte & 0x40):
+            out.append(byte)
+            return bytes(out)
+        out.append(byte | 0x80)
+
+
+def _cie() -> bytes:
+    head = struct.pack("<IB", 0xFFFFFFFF, 1) + b"\0" + _uleb(1) + _sleb(DATA_ALIGN)
+    rules = _define_cfa("rsp", 8) + _saved("rip", -8) + _same("rbp")
+    rules += b"".join([bytes((CFA_UNDEFINED, DWARF_NUMBERS[name])) for name in PRESERVED])
+    body = head + bytes((DWARF_NUMBERS["rip"],)) + rules
+    body += bytes(-(len(body) + 4) % 8)  # DW_CFA_nop
+    return struct.pack("<I", len(body)) + body
+
+
+def _entry(start: int, size: int, rules: bytes) -> bytes:
+    padding = -(ENTRY_HEAD.size + len(rules)) % 8
+    return ENTRY_HEAD.pack(ENTRY_HEAD.size - 4 + len(rules) + padding, 0, start, size) + rules + NOPS[:padding]
