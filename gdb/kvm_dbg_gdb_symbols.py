@@ -29,24 +29,70 @@ class SymbolFiles:
     def __init__(self) -> None:
         self._paths: list[str] = []
         self._replaced: str | None = None
+        self._modules: str | None = None  # the file made of those that have none of their own
 
     def load(self, server: Server) -> None:
-        """Load what the server knows of: rules for entry code, and vmlinux; what fails is said."""
+        """Load what the server knows of: vmlinux and rules for entry code, or what stands in for them; modules.
+
+        What fails is said.
+        """
         path = server.ready["vmlinux"]
-        if path is None:
+        made: dict[str, Any] = {}
+        try:
+            made = self._ask_made(server, [])
+        except ServerError as error:
+            warn(f"no symbols could be made from the image: {error}")
+        if path is not None:
+            try:
+                rules = server.ask({"unwind": True})["file"]
+                if rules is not None:  # before vmlinux: gdb takes the first rule that it finds
+                    server.files.append(rules)
+                    self.add(rules, "", {})
+            except (ServerError, gdb.error) as error:
+                warn(f"backtraces may end in frames that never were: {error}")
+            try:
+                self.load_kernel(server.ready)
+            except gdb.error as error:
+                warn(f"{path}: gdb could not load its symbols: {error}")
+        elif made.get("file") is not None:
+            warn("no vmlinux was found: symbols and unwind rules are made from the image")
+            self._add_made(
+                made["file"], "-o {}".format(server.ready["slide"]), dict.fromkeys(made["zero_based"], "0x0")
+            )
+        else:
             warn("no vmlinux was found, so gdb has no symbols; kvm commands work without")
-            return
+        self._replace_modules(made.get("modules"))
+
+    def _ask_made(self, server: Server, without: list[str]) -> dict[str, Any]:
+        """Return what the server has made from the image. Raises ServerError."""
+        made = server.ask({"symbols": True, "without": without})
+        server.files += made["temporary"]
+        for problem in made["problems"]:
+            warn(problem)
+        return made
+
+    def _add_made(self, path: str, where: str, sections: dict[str, str]) -> bool:
+        """Load a made file, without gdb's index cache: it knows files by build-id only, and this one has vmlinux's."""
+        setup = Setup()
+        setup.change("index-cache enabled", "off")
         try:
-            rules = server.ask({"unwind": True})["file"]
-            if rules is not None:  # before vmlinux: gdb takes the first rule that it finds
-                server.files.append(rules)
-                self.add(rules, "", {})
-        except (ServerError, gdb.error) as error:
-            warn(f"backtraces may end in frames that never were: {error}")
-        try:
-            self.load_kernel(server.ready)
+            self.add(path, where, sections)
         except gdb.error as error:
-            warn(f"{path}: gdb could not load its symbols: {error}")
+            warn(f"gdb could not load the symbols that were made from the image: {error}")
+            return False
+        finally:
+            setup.restore()
+        return True
+
+    def _replace_modules(self, path: str | None) -> None:
+        """Load the file made of modules in the place of the last one."""
+        if self._modules is not None:
+            with contextlib.suppress(gdb.error, ValueError):  # the user may have removed it
+                self._paths.remove(self._modules)
+                quiet(f"remove-symbol-file {quoted(self._modules)}")
+            self._modules = None
+        if path is not None and self._add_made(path, "", {}):
+            self._modules = path
 
     def load_kernel(self, ready: dict[str, Any]) -> None:
         """Load vmlinux at the kernel's slide; sections linked at address 0 (per-CPU data) stay there.
@@ -95,7 +141,7 @@ class SymbolFiles:
         if len(rest) > 1 or any(word.startswith("-") for word in rest):
             raise gdb.GdbError("usage: kvm mods --load [DIRECTORY]")
         plan = server.ask({"modules": os.path.abspath(os.path.expanduser(rest[0])) if rest else None})["modules"]
-        loaded = 0
+        loaded = []
         absent = [module["name"] for module in plan if module["file"] is None and module["problem"] is None]
         if absent:
             warn("no file was found of: " + ", ".join(absent))
@@ -108,15 +154,18 @@ class SymbolFiles:
             text = sections.pop(".text", None)
             try:
                 self.add(module["file"], text if text is not None else "", sections)
-                loaded += 1
+                loaded.append(module["name"])
             except gdb.error as error:
                 warn("{}: gdb could not load {}: {}".format(module["name"], module["file"], error))
-        gdb.write(f"symbols of {loaded} of {len(plan)} modules loaded\n")
+        if loaded and self._modules is not None:
+            self._replace_modules(self._ask_made(server, loaded)["modules"])
+        gdb.write(f"symbols of {len(loaded)} of {len(plan)} modules loaded\n")
         if plan and not loaded:
             raise gdb.GdbError("no module's symbols could be loaded")
 
     def unload(self) -> None:
         """Remove everything that was loaded, and put back what was there."""
+        self._modules = None
         while self._paths:
             with contextlib.suppress(gdb.error):  # the user may have removed it
                 quiet(f"remove-symbol-file {quoted(self._paths.pop())}")

@@ -22,6 +22,7 @@ from kvm_dbg.commands.sys import Sys
 from kvm_dbg.commands.thread import Thread
 from kvm_dbg.commands.user import User
 from kvm_dbg.commands.vm import Vm
+from kvm_dbg.commands.vmlinux import Vmlinux
 from kvm_dbg.commands.vtop import Vtop
 from kvm_dbg.commands.write import Write
 from kvm_dbg.errors import UsageError
@@ -43,6 +44,7 @@ COMMANDS: tuple[Command, ...] = (
     Vm(),
     User(),
     Gcore(),
+    Vmlinux(),
     LoadAvg(),
     Log(),
     Mods(),

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem, UnwindTable
     from kvm_dbg.symbols.base import Symbol
 
+LAYOUT = 1  # of what is kept in caches: raise it when what is made changes
+
 
 class MadeFile(NamedTuple):
     """A file's bytes, in pieces, and a sentence on each thing that it lacks."""
@@ -103,7 +105,7 @@ def make_kernel_file(
     if own and build_id:
         sections.append(build_id_section(bytes.fromhex(build_id)))
     if arch.elf_machine == frame.MACHINE:
-        rules = frame.make_debug_frame(tables, slide, user=own)
+        rules = frame.make_debug_frame(tables, slide, user=not slide)
         if rules:
             sections.append(Section(".debug_frame", SHT_PROGBITS, rules, align=8))
     sections += [Section(name, SHT_PROGBITS, data) for name, data in (debug_sections or {}).items()]

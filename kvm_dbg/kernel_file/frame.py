@@ -82,27 +82,26 @@ AT_CALL: Rule = ("call", "rsp", 8, "", 0)  # what holds at a function's first in
 
 
 def make_debug_frame(tables: Iterable[UnwindTable], slide: int = 0, *, user: bool = True) -> bytes:
-    """Return .debug_frame with the tables' rules, b"" if they have none.
+    """Return .debug_frame with the tables' rules, b"" if there are none.
 
     Args:
         tables: of x86-64.
         slide: what is subtracted from their addresses.
-        user: with a rule that ends a backtrace at the first frame of a user's code.
+        user: with a rule that ends a backtrace at the first frame of a user's code, in a file that is not slid.
     """
     encoder = _Encoder()
     entries = [entry for table in tables if table.rules for entry in encoder.entries(table, slide)]
-    if not entries:
-        return b""
     if user:
         entries.append(_entry(USER_START, USER_END - USER_START, _stop()))
-    return _cie() + b"".join(entries)
+    return _cie() + b"".join(entries) if entries else b""
 
 
 def make_frame_file(rows: Iterable[UnwindRow]) -> bytes | None:
     """Return an ELF file with nothing but the rows' rules, at run-time addresses, or None if there are none."""
-    frame = make_debug_frame(_tables_of(rows))
-    if not frame:
+    tables = _tables_of(rows)
+    if not tables:
         return None
+    frame = make_debug_frame(tables)
     sections = [memory_section(".text", 0, 0, executable=True), Section(".debug_frame", SHT_PROGBITS, frame)]
     return b"".join(write_elf(sections, MACHINE))
 

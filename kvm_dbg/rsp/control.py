@@ -13,6 +13,8 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
     {"modules": DIRECTORY}      {"modules": [{"name", "file", "sections": {NAME: "0x..."}, "problem"}, ...]}
     {"loaded": [PATH, ...]}     {"done": true}; the files whose symbols the debugger has, for what `mods` shows
     {"unwind": true}            {"file": PATH or null}: unwind rules to load without an offset, for entry code
+    {"symbols": true}           {"file", "zero_based", "modules", "temporary", "problems"}: files made from the image
+                                (`DebuggerFiles.make_symbols`); "without": [NAME...], modules that it need not have
     {"joined": true}            {"file": PATH}: vmlinux, or a copy without functions in several pieces, for old lldb
     {"lldb": true}              {"file": PATH, "trap_handlers": [NAME...]}: what lldb takes for the kernel
     {"user": WORDS}             {"address", "triple", "pid", "command", "executable": FILE or null,
@@ -39,12 +41,11 @@ if TYPE_CHECKING:
     from kvm_dbg.commands.base import Command
     from kvm_dbg.commands.module_file import Plan
     from kvm_dbg.commands.session import Session
+    from kvm_dbg.rsp.debugger_file import DebuggerFiles
     from kvm_dbg.rsp.session import DebuggerSession
-    from kvm_dbg.rsp.unwind import UnwindFile
     from kvm_dbg.rsp.user import UserProcesses
 
 RECEIVE_SIZE = 1 << 16  # bytes
-SHF_ALLOC = 2
 MAX_LINE = 1 << 20  # bytes of one request
 
 
@@ -125,6 +126,7 @@ class ControlChannel:
 def facts_of(session: Session, debugger: DebuggerSession) -> dict[str, object]:
     """Return what an adapter needs to know of the opened kernel."""
     from kvm_dbg.commands import COMMANDS
+    from kvm_dbg.rsp.debugger_file import zero_based_sections
 
     kernel = session.kernel
     vmlinux = getattr(kernel, "vmlinux_path", None)
@@ -135,7 +137,7 @@ def facts_of(session: Session, debugger: DebuggerSession) -> dict[str, object]:
         "triple": debugger.target.description.triple,
         "slide": hex(getattr(kernel, "slide", None) or 0),
         "vmlinux": str(vmlinux) if vmlinux is not None else None,
-        "zero_based": _zero_based_sections(str(vmlinux)) if vmlinux is not None else [],
+        "zero_based": zero_based_sections(str(vmlinux)) if vmlinux is not None else [],
         "threads": len(debugger.target.threads),
         "problem": debugger.target.problem,
         "images": [os.path.abspath(path) for path in kernel.image.paths],
@@ -160,31 +162,18 @@ def _argument_of(command: Command) -> str | None:
     return action.metavar if action is not None and isinstance(action.metavar, str) else None
 
 
-def _zero_based_sections(path: str) -> list[str]:
-    """Return the allocated sections that start at address 0 and so are not moved by a slide.
-
-    On x86_64 `.data..percpu` was linked at 0 until 6.15 (commit 9d7de2aa8b41 made per-CPU symbols ordinary ones).
-    """
-    from kvm_dbg.elf import open_elf
-
-    with open_elf(path) as file:
-        return [
-            section.name for section in file.sections if section.flags & SHF_ALLOC and section.size and not section.addr
-        ]
-
-
 def answer(
     channel: ControlChannel,
     request: dict[str, Any],
     session: Session,
     debugger: DebuggerSession,
     interruptible: Interruptible,
-    unwind: UnwindFile,
+    made: DebuggerFiles,
     users: UserProcesses,
 ) -> None:
     """Answer one request. Raises ClientGone."""
     try:
-        for message in interruptible.running(_messages(request, session, debugger, unwind, users)):
+        for message in interruptible.running(_messages(request, session, debugger, made, users)):
             channel.send(message)
     except KvmDbgError as error:
         channel.send({"error": str(error)})
@@ -193,7 +182,7 @@ def answer(
 
 
 def _messages(
-    request: dict[str, Any], session: Session, debugger: DebuggerSession, unwind: UnwindFile, users: UserProcesses
+    request: dict[str, Any], session: Session, debugger: DebuggerSession, made: DebuggerFiles, users: UserProcesses
 ) -> Iterator[dict[str, object]]:
     match request:
         case {"run": str(line)}:
@@ -231,7 +220,9 @@ def _messages(
                 session.loaded.files = {os.path.realpath(str(path)) for path in files}
             yield {"done": True}
         case {"unwind": True}:
-            yield {"file": unwind.make(session)}
+            yield {"file": made.make_unwind(session)}
+        case {"symbols": True}:
+            yield made.make_symbols(session, [str(name) for name in request.get("without", ())])
         case {"joined": True}:
             from kvm_dbg.rsp.joined_file import make_joined_file
 

@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvm_dbg.commands.module_file import LoadedSymbols
 from kvm_dbg.errors import FileAccessError, KvmDbgError, ProtocolError
 from kvm_dbg.rsp.control import ControlChannel, answer, facts_of
+from kvm_dbg.rsp.debugger_file import DebuggerFiles
 from kvm_dbg.rsp.packet import Event, PacketReader, frame
 from kvm_dbg.rsp.session import DebuggerSession
 from kvm_dbg.rsp.stop import ClientGone, Interruptible
-from kvm_dbg.rsp.unwind import UnwindFile
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
@@ -229,7 +229,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
 
     channel = ControlChannel.on_standard_streams() if options.control else None
     connection: Connection | None = None
-    unwind = UnwindFile()
+    files = DebuggerFiles()
     users = UserProcesses()
 
     def poll() -> None:
@@ -266,7 +266,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
                         connection = Connection(listener.accept(), debugger)
                 if channel is not None:
                     for request in channel.requests():
-                        answer(channel, request, session, debugger, interruptible, unwind, users)
+                        answer(channel, request, session, debugger, interruptible, files, users)
                 if connection is not None:
                     connection.serve()
                 if debugger.ended and not users.sources:  # a debugger that quits leaves one connection after the other
@@ -286,7 +286,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
         if connection is not None:
             connection.socket.close()
         users.close()
-        unwind.close()
+        files.close()
         session.close()
 
 

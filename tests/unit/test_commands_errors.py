@@ -211,7 +211,7 @@ def test_without_an_image_a_command_says_what_to_do() -> None:
     for command in COMMANDS:
         if command.needs_kernel:
             words = {"nlist": ["x"], "read": ["0"], "write": ["0", "--u8", "0"], "vtop": ["0"], "vm": ["1"]}
-            words |= {"gcore": ["1", "never.core"], "thread": ["1"]}
+            words |= {"gcore": ["1", "never.core"], "vmlinux": ["-o", "never.elf"], "thread": ["1"]}
             with pytest.raises(CommandError, match="no image is open"):
                 list(run_command(Session(), [command.name, *words.get(command.name, [])]))
 

@@ -17,8 +17,22 @@ from kvm_dbg.commands.run import run_line
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.elf import open_elf
 from kvm_dbg.kernel.base import GRADES
+from kvm_dbg.symbols.elf import ElfSymbolTable
 from tests.unit.conftest import Little
-from tests.writers.system import DATA, DATA_BYTES, ESCAPE, GONE, JOB, LOG, SHELL, TEXT, TEXT_BYTES, USER, USER_BYTES
+from tests.writers.system import (
+    DATA,
+    DATA_BYTES,
+    ESCAPE,
+    EXT_INIT,
+    GONE,
+    JOB,
+    LOG,
+    SHELL,
+    TEXT,
+    TEXT_BYTES,
+    USER,
+    USER_BYTES,
+)
 
 Capture = pytest.CaptureFixture[str]
 ARGUMENTS = {
@@ -50,13 +64,15 @@ def words_for(name: str, image: str) -> list[str]:
     files = [] if name == "help" else [image]
     if name == "gcore":
         return [name, image, "1", f"{next(NUMBERS)}.core"]
+    if name == "vmlinux":
+        return [name, image, "-o", f"{next(NUMBERS)}.elf"]
     return [name, *files, *ARGUMENTS.get(name, [])]
 
 
 def test_the_list_is_the_promised_one() -> None:
     promised = (
         "open close status geterr identify nlist read write vtop procs lwps bt args env files vm user gcore"
-        " loadavg log sys mods selftest thread help"
+        " vmlinux loadavg log sys mods selftest thread help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
@@ -396,6 +412,40 @@ def test_gcore_of_what_has_no_memory_leaves_no_file(little: Little, capsys: Capt
     assert cli.main(["gcore", little.image, "2", "none.core"]) == 1
     assert "it has no user memory" in capsys.readouterr().err
     assert not Path("none.core").exists()
+
+
+def test_vmlinux(little: Little, capsys: Capture) -> None:
+    answer = ask(capsys, "vmlinux", little.image, "-o", "made")
+    assert (answer["symbols"], answer["modules"], answer["slide"]) == (8, 2, "0x0")
+    assert answer["remarks"] == ["no symbols of core9 could be read"]
+    assert answer["size"] == Path("made").stat().st_size
+    with open_elf("made") as file:
+        assert [section.name for section in file.sections if section.addr] == [
+            ".text",
+            ".data",
+            ".text.ext9",
+            ".text.core9",
+        ]
+    symbols = ElfSymbolTable("made")
+    assert symbols.address("ext_init") == EXT_INIT.address
+    assert symbols.address("banner") == DATA
+    assert symbols.address("absolute") == 0x100
+
+
+def test_vmlinux_at_link_time_is_the_kernel_alone(little: Little, capsys: Capture) -> None:
+    answer = ask(capsys, "vmlinux", little.image, "--link-time", "--output", "made")
+    assert (answer["symbols"], answer["modules"], answer["slide"]) == (7, 0, "0x1000000")
+    symbols = ElfSymbolTable("made")
+    assert symbols.find("ext_init") is None
+    assert symbols.address("banner") == DATA - 0x1000000
+    assert symbols.address("absolute") == 0x100
+
+
+def test_vmlinux_with_a_broken_list_of_modules_says_so(little: Little, capsys: Capture) -> None:
+    little.system.broken = {"modules"}
+    answer = ask(capsys, "vmlinux", little.image, "-o", "made")
+    assert any("modules are missing: the list of modules leads nowhere" in line for line in answer["remarks"])
+    assert answer["symbols"] == 8
 
 
 def test_vtop_shows_every_entry(little: Little, capsys: Capture) -> None:

@@ -20,6 +20,7 @@ from kvm_dbg.errors import CommandError, CorruptError, KernelNotFoundError, NotI
 from kvm_dbg.image.base import MemoryImage, Note
 from kvm_dbg.kernel import Identity
 from kvm_dbg.kernel.base import (
+    Area,
     Check,
     Frame,
     Kernel,
@@ -34,10 +35,13 @@ from kvm_dbg.kernel.base import (
     Sources,
     SystemSummary,
     Thread,
+    UnwindRow,
+    UnwindTable,
     UserThread,
 )
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import Symbol, SymbolTable
+from kvm_dbg.symbols.kallsyms import JoinedSymbols, ListedSymbols
 from tests.writers.lime import write_lime
 from tests.writers.page_table import PageTables
 from tests.writers.stand_in import NoTypes, Symbols
@@ -349,6 +353,21 @@ class LittleSystem:
     def for_each_thread(self, kernel: Kernel) -> Iterator[Thread]:
         yield from self.threads
 
+    def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
+        if not modules:
+            yield UnwindTable([TEXT, TEXT + 4], TEXT + 64, [8, 16], lambda size: UnwindRow(0, 0, "call", "rsp", size))
+
+    def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
+        if modules:
+            for module in MODULES:
+                yield Area(
+                    f".text.{module.name}", module.address, module.address + module.size, True, False, module.name
+                )
+            self._end("modules")
+        else:
+            yield Area(".text", TEXT, DATA, executable=True)
+            yield Area(".data", DATA, GONE, writable=True)
+
     def unwind(self, kernel: Kernel, thread: Thread) -> Iterator[Frame]:
         yield from STACKS.get(thread.lid, ())
 
@@ -367,7 +386,8 @@ class LittleSystem:
         return kernel.space
 
     def all_symbols(self, kernel: Kernel) -> SymbolTable:
-        return Symbols([*kernel.symbols.for_each(), EXT_INIT])
+        ranges = [(module.address, module.address + module.size, module.name) for module in MODULES]
+        return JoinedSymbols(kernel.symbols, {"ext9": ListedSymbols([EXT_INIT])}, ranges)
 
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         return None
