@@ -293,14 +293,16 @@ class UnwindTable(NamedTuple):
     """All rules for one run of code, in columns: a kernel has half a million.
 
     starts: addresses, ascending; a rule reaches to the next one's start, the last to `end`. rules: each as the system
-    keeps it, equal ones being equal; `decode` makes a row of it, whose addresses mean nothing. problem: a sentence on
-    what is missing, "" if nothing is.
+    keeps it, equal ones being equal; `decode` makes a row of it, whose addresses mean nothing. switches: [start, end)
+    runs, ascending, of code that may be on another stack than its caller, besides rows with a base in memory. problem:
+    a sentence on what is missing, "" if nothing is.
     """
 
     starts: Sequence[int]
     end: int
     rules: Sequence[Hashable]
     decode: Callable[[Any], UnwindRow]
+    switches: Sequence[tuple[int, int]] = ()
     problem: str = ""
 
 

@@ -8,6 +8,12 @@ file has to be loaded before vmlinux.
 ORC says nothing of registers other than the stack, instruction and frame pointers: those that a function may have
 saved are undefined in its caller, so that a debugger shows no wrong value.
 
+A stack grows downwards, and gdb ends a backtrace where a caller's frame is below: the unwinder has gone astray. It
+has not where interrupts and exceptions have stacks of their own. Code that may be on another stack than its caller is
+marked as gcc marks a signal's frame (augmentation "S", System V ABI for x86-64 and LSB, .eh_frame), for which there is
+no such check; gdb shows it as "<signal handler called>". Where inlined functions of vmlinux's lie between, no mark is
+needed.
+
 Facts: DWARF 5 section 6.4 and figure "Register rule instructions" for the encoding (CIE version 1, as in DWARF 2);
 System V ABI for x86-64, figure 3.36, for register numbers, 3.4 for registers that a function preserves;
 arch/x86/include/asm/ptrace.h for struct pt_regs.
@@ -16,8 +22,9 @@ arch/x86/include/asm/ptrace.h for struct pt_regs.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import compress, pairwise
+from itertools import chain, compress, pairwise
 from operator import sub
 from typing import Any
 
@@ -76,24 +83,27 @@ FUNCTION_ALIGN = 16  # bytes; where the kernel's functions are no better aligned
 MAX_ENTRY_ROWS = 1 << 12  # a debugger runs through all rows of an entry up to the one that it wants
 ENTRY_HEAD = struct.Struct("<IIQQ")
 NOPS = bytes(8)  # DW_CFA_nop
+NO_AUGMENTATION = bytes((0,))  # its length
 
 Rule = tuple[str, str, int, str, int]  # an UnwindRow without its addresses
 AT_CALL: Rule = ("call", "rsp", 8, "", 0)  # what holds at a function's first instruction, and in the CIE
 
 
-def make_debug_frame(tables: Iterable[UnwindTable], slide: int = 0, *, user: bool = True) -> bytes:
+def make_debug_frame(tables: Iterable[UnwindTable], slide: int = 0, *, user: bool = True, mark: bool = True) -> bytes:
     """Return .debug_frame with the tables' rules, b"" if there are none.
 
     Args:
         tables: of x86-64.
         slide: what is subtracted from their addresses.
         user: with a rule that ends a backtrace at the first frame of a user's code, in a file that is not slid.
+        mark: with marks of code that may be on another stack than its caller.
     """
-    encoder = _Encoder()
+    plain, signal = _cie(b""), _cie(b"zS")
+    encoder = _Encoder(len(plain) if mark else 0)
     entries = [entry for table in tables if table.rules for entry in encoder.entries(table, slide)]
     if user:
         entries.append(_entry(USER_START, USER_END - USER_START, _stop()))
-    return _cie() + b"".join(entries) if entries else b""
+    return plain + signal + b"".join(entries) if entries else b""
 
 
 def make_frame_file(rows: Iterable[UnwindRow]) -> bytes | None:
@@ -101,7 +111,7 @@ def make_frame_file(rows: Iterable[UnwindRow]) -> bytes | None:
     tables = _tables_of(rows)
     if not tables:
         return None
-    frame = make_debug_frame(tables)
+    frame = make_debug_frame(tables, mark=False)
     sections = [memory_section(".text", 0, 0, executable=True), Section(".debug_frame", SHT_PROGBITS, frame)]
     return b"".join(write_elf(sections, MACHINE))
 
@@ -125,7 +135,8 @@ def _tables_of(rows: Iterable[UnwindRow]) -> list[UnwindTable]:
 class _Encoder:
     """Turns rows into entries; what has been encoded once is known from then on."""
 
-    def __init__(self) -> None:
+    def __init__(self, signal: int) -> None:
+        self._signal = signal  # where the CIE for code on another stack than its caller's is
         self._rules: list[Rule] = [AT_CALL]
         self._numbers: dict[Rule, int] = {AT_CALL: 0}
         self._changes = _Known(lambda pair: encode_change(self._rules[pair[0]], self._rules[pair[1]]))
@@ -141,22 +152,25 @@ class _Encoder:
         pieces[2::2] = map(self._advances.__getitem__, map(sub, starts[1:], starts))
         pieces[3::2] = map(self._changes.__getitem__, pairwise(numbers))
         found = []
-        for first, last in pairwise([*self._cuts(starts, numbers), len(numbers)]):
+        for first, last in pairwise([*self._cuts(starts, numbers, chain(*table.switches)), len(numbers)]):
             start, stop = starts[first], starts[last] if last < len(starts) else table.end
             if start < stop:
                 instructions = b"".join(pieces[2 * first + 2 : 2 * last])
                 body = self._changes[0, numbers[first]] + instructions
-                found.append(_entry(start - slide & WORD, stop - start, body))
+                switches = self._rules[numbers[first]][1] == "[rsp]" or _is_in(start, table.switches)
+                cie = self._signal if switches else 0
+                found.append(_entry(start - slide & WORD, stop - start, body, cie))
         return found
 
-    def _cuts(self, starts: Sequence[int], numbers: list[int]) -> list[int]:
+    def _cuts(self, starts: Sequence[int], numbers: list[int], edges: Iterable[int]) -> list[int]:
         """Return where entries begin, ascending.
 
-        That is where what holds at a call holds at an address that a function can have, and around rows of other kinds.
+        That is where what holds at a call holds at an address that a function can have, around rows of other kinds, and
+        at the `edges` of code that may be on another stack than its caller.
         """
-        single = [rule[0] != "call" for rule in self._rules]
+        single = [rule[0] != "call" or rule[1] == "[rsp]" for rule in self._rules]
         candidates = [not number or alone for number, alone in enumerate(single)]
-        cuts = {0}
+        cuts = {0, *(bisect_left(starts, edge) for edge in edges)}
         for index in compress(range(len(numbers)), map(candidates.__getitem__, numbers)):
             if single[numbers[index]]:
                 cuts.add(index)
@@ -316,15 +330,22 @@ def _sleb(value: int) -> bytes:
         out.append(byte | 0x80)
 
 
-def _cie() -> bytes:
-    head = struct.pack("<IB", 0xFFFFFFFF, 1) + b"\0" + _uleb(1) + _sleb(DATA_ALIGN)
+def _cie(augmentation: bytes) -> bytes:
+    head = struct.pack("<IB", 0xFFFFFFFF, 1) + augmentation + b"\0" + _uleb(1) + _sleb(DATA_ALIGN)
     rules = _define_cfa("rsp", 8) + _saved("rip", -8) + _same("rbp")
     rules += b"".join([bytes((CFA_UNDEFINED, DWARF_NUMBERS[name])) for name in PRESERVED])
-    body = head + bytes((DWARF_NUMBERS["rip"],)) + rules
+    body = head + bytes((DWARF_NUMBERS["rip"],)) + (NO_AUGMENTATION if augmentation else b"") + rules
     body += bytes(-(len(body) + 4) % 8)  # DW_CFA_nop
     return struct.pack("<I", len(body)) + body
 
 
-def _entry(start: int, size: int, rules: bytes) -> bytes:
+def _entry(start: int, size: int, rules: bytes, cie: int = 0) -> bytes:
+    """Return the entry for code, by the CIE at that offset, of which all but the first have augmentation data."""
+    if cie:
+        rules = NO_AUGMENTATION + rules
     padding = -(ENTRY_HEAD.size + len(rules)) % 8
-    return ENTRY_HEAD.pack(ENTRY_HEAD.size - 4 + len(rules) + padding, 0, start, size) + rules + NOPS[:padding]
+    return ENTRY_HEAD.pack(ENTRY_HEAD.size - 4 + len(rules) + padding, cie, start, size) + rules + NOPS[:padding]
+
+
+def _is_in(address: int, runs: Sequence[tuple[int, int]]) -> bool:
+    return any(start <= address < end for start, end in runs)

@@ -4,8 +4,8 @@ A kernel has 200,000 symbols: what is done for each is done in columns.
 
 Facts: the System V gABI, chapter 4 (`Elf64_Sym`; local symbols come first), nm(1) for the letters. kallsyms has no
 sizes: a symbol reaches to the next address that has one, or to the end of its section. Of several symbols at one
-address gdb shows the one whose name is last in the table of strings, so strings are in descending order of address:
-the name is the one that the kernel itself shows, its table's first.
+address only the first in the table, the one that the kernel shows (kernel/kallsyms.c, get_symbol_pos), has a size:
+debuggers prefer it to those without.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, repeat
-from operator import sub
 from typing import NamedTuple
 
 from kvm_dbg.elf import SHT_STRTAB, SHT_SYMTAB
@@ -64,7 +63,8 @@ def make_symbols(symbols: Sequence[Symbol], areas: Sequence[Area], slide: int) -
     infos = list(map({letter: info_of(letter) for letter in set(letters)}.__getitem__, letters))
     edges = sorted({*addresses, *(area.start for area in areas), *(area.end for area in areas)})
     following = dict(zip(edges, [*edges[1:], edges[-1]], strict=True))
-    reaches = map(sub, map(following.__getitem__, addresses), addresses)
+    # An address that is looked up a second time reaches nowhere.
+    reaches = [following.pop(address, address) - address for address in addresses]
     own = [
         size or reach if number != SHN_ABS else 0 for size, reach, number in zip(sizes, reaches, numbers, strict=True)
     ]
@@ -77,14 +77,12 @@ def make_symbols(symbols: Sequence[Symbol], areas: Sequence[Area], slide: int) -
     order = [index for index, info in enumerate(infos) if info < FIRST_GLOBAL and numbers[index]]
     first_global = len(order) + 1
     order += [index for index, info in enumerate(infos) if info >= FIRST_GLOBAL and numbers[index]]
-    strings = [names[index].encode("utf-8", "replace") for index in reversed(order)]
-    places = list(accumulate(map(len, strings), lambda place, size: place + size + 1, initial=1))
-    places.pop()
-    places.reverse()
+    encoded = [name.encode("utf-8", "replace") for name in names]
+    places = list(accumulate(map(len, encoded), lambda place, size: place + size + 1, initial=1))
     table = [bytes(SYMBOL.size)]
     table += map(
         SYMBOL.pack,
-        places,
+        map(places.__getitem__, order),
         map(infos.__getitem__, order),
         repeat(0),
         map(numbers.__getitem__, order),
@@ -94,7 +92,7 @@ def make_symbols(symbols: Sequence[Symbol], areas: Sequence[Area], slide: int) -
     symtab = Section(
         ".symtab", SHT_SYMTAB, b"".join(table), link=".strtab", info=first_global, align=8, entry_size=SYMBOL.size
     )
-    strtab = Section(".strtab", SHT_STRTAB, b"\0" + b"\0".join(strings) + b"\0")
+    strtab = Section(".strtab", SHT_STRTAB, b"\0" + b"\0".join(encoded) + b"\0")
     return PlacedSymbols((symtab, strtab), len(symbols) - len(order))
 
 

@@ -19,6 +19,14 @@ from kvm_dbg.kernel.linux.orc import IP_SIZE, MAX_ROWS, Decoder, OrcTable, find_
 
 MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
 TEXT = (("_text", "_etext"), ("_sinittext", "_einittext"))
+# Entry points that the processor calls on a stack of their own (IST), with the labels in them, and what calls a
+# function on the stack of interrupts (5.8 to 5.11; before and after, rows tell it): arch/x86/entry/entry_64.S.
+SWITCHES = (
+    *("asm_exc_nmi", "asm_exc_double_fault", "asm_exc_debug", "asm_exc_machine_check", "asm_exc_vmm_communication"),
+    *("nested_nmi", "nested_nmi_out", "first_nmi", "repeat_nmi", "end_repeat_nmi"),
+    *("nmi_no_fsgsbase", "nmi_swapgs", "nmi_restore"),
+    *("asm_call_on_stack", "asm_call_sysvec_on_stack", "asm_call_irq_on_stack"),
+)
 PIECE_ROWS = 1 << 10  # read at once where the whole table cannot be: a page of addresses
 
 Piece = tuple[list[int], list[bytes]]  # first addresses and rows; the end of the last row follows where it is known
@@ -34,7 +42,9 @@ def for_each_unwind_table(kernel: Kernel, *, modules: bool) -> Iterator[UnwindTa
     if table is None:
         return
     if not modules:
-        yield from _read(kernel, table, _find_text(kernel), "the kernel")
+        switches = _find_switches(kernel)
+        for found in _read(kernel, table, _find_text(kernel), "the kernel"):
+            yield found._replace(switches=switches)
         return
     try:
         yield from _for_each_module_table(kernel, table.decoder)
@@ -63,13 +73,20 @@ def _for_each_module_table(kernel: Kernel, decoder: Decoder) -> Iterator[UnwindT
 
 
 def _nothing(problem: str) -> UnwindTable:
-    return UnwindTable((), 0, (), lambda _: UnwindRow(0, 0, "undefined", "", 0), problem)
+    return UnwindTable((), 0, (), lambda _: UnwindRow(0, 0, "undefined", "", 0), (), problem)
 
 
 def _find_text(kernel: Kernel) -> list[tuple[int, int]]:
     """Return [start, end) of each part of the kernel that holds code, ascending."""
     pairs = [(kernel.symbols.find(first), kernel.symbols.find(last)) for first, last in TEXT]
     return sorted((first.address, last.address) for first, last in pairs if first is not None and last is not None)
+
+
+def _find_switches(kernel: Kernel) -> list[tuple[int, int]]:
+    """Return [start, end) of the code that may be on another stack than its caller, ascending."""
+    starts = {symbol.address for symbol in kernel.symbols.find_many(SWITCHES).values()}
+    found = [(start, kernel.symbols.find_at(start)) for start in sorted(starts)]
+    return [(start, start + symbol.size) for start, symbol in found if symbol is not None]
 
 
 def _read(kernel: Kernel, table: OrcTable, areas: list[tuple[int, int]], what: str) -> Iterator[UnwindTable]:
