@@ -25,12 +25,12 @@ from kvm_dbg.elf import SHT_PROGBITS
 from kvm_dbg.errors import KvmDbgError, UnsupportedError
 from kvm_dbg.kernel_file import frame
 from kvm_dbg.kernel_file.elf_writer import Section, build_id_section, memory_section, write_elf
-from kvm_dbg.kernel_file.symbol import make_symbols
+from kvm_dbg.kernel_file.symbol import join, make_symbols
 from kvm_dbg.symbols.kallsyms import JoinedSymbols
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem, UnwindTable
-    from kvm_dbg.symbols.base import Symbol
+    from kvm_dbg.symbols.base import SymbolColumns
 
 LAYOUT = 1  # of what is kept in caches: raise it when what is made changes
 
@@ -79,11 +79,11 @@ def make_kernel_file(
         raise UnsupportedError(f"a file for debuggers of an {arch.name} kernel")
     problems: list[str] = []
     areas: list[Area] = []
-    symbols: list[Symbol] = []
+    symbols: list[SymbolColumns] = []
     tables: list[UnwindTable] = []
     if own:
         areas += system.for_each_area(kernel, modules=False)
-        symbols += kernel.symbols.for_each()
+        symbols.append(kernel.symbols.columns())
         tables += system.for_each_unwind_table(kernel, modules=False)
         if not areas:
             problems.append("the symbols _text and _end are not known, so the kernel's own symbols have no sections")
@@ -96,8 +96,8 @@ def make_kernel_file(
         symbols += _symbols_of_modules(kernel, system, names - {*without}, problems)
     problems += dict.fromkeys(table.problem for table in tables if table.problem)
     areas.sort(key=lambda area: area.start)
-    symbols.sort(key=lambda symbol: symbol.address)
-    placed = make_symbols(symbols, areas, slide)
+    joined = join(symbols)
+    placed = make_symbols(joined, areas, slide)
     if placed.homeless:
         problems.append(f"{placed.homeless} symbols lie in no known part of the kernel and are left out")
     sections = [_section_of(area, 0 if area.fixed else slide) for area in areas]
@@ -110,7 +110,9 @@ def make_kernel_file(
             sections.append(Section(".debug_frame", SHT_PROGBITS, rules, align=8))
     sections += [Section(name, SHT_PROGBITS, data) for name, data in (debug_sections or {}).items()]
     sections += placed.sections
-    return MadeFile(write_elf(sections, arch.elf_machine), tuple(problems), len(symbols) - placed.homeless, len(names))
+    return MadeFile(
+        write_elf(sections, arch.elf_machine), tuple(problems), len(joined.names) - placed.homeless, len(names)
+    )
 
 
 def _section_of(area: Area, slide: int) -> Section:
@@ -128,17 +130,12 @@ def _areas_of_modules(kernel: Kernel, system: OperatingSystem, problems: list[st
 
 def _symbols_of_modules(
     kernel: Kernel, system: OperatingSystem, names: Collection[str], problems: list[str]
-) -> list[Symbol]:
+) -> list[SymbolColumns]:
     table = system.all_symbols(kernel)
     if not isinstance(table, JoinedSymbols):
         return []
-    found: list[Symbol] = []
-    bare = []
-    for name in sorted(names):
-        own = list(table.modules[name].for_each()) if name in table.modules else []
-        if not own:
-            bare.append(name)
-        found += own
+    found = {name: table.modules[name].columns() for name in sorted(names) if name in table.modules}
+    bare = [name for name in sorted(names) if name not in found or not found[name].names]
     if bare:
         problems.append(f"no symbols of {', '.join(bare)} could be read")
-    return found
+    return list(found.values())

@@ -22,7 +22,7 @@ arch/x86/include/asm/ptrace.h for struct pt_regs.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import chain, compress, pairwise
 from operator import sub
@@ -151,13 +151,14 @@ class _Encoder:
         pieces: list[bytes] = [b""] * (2 * len(numbers))
         pieces[2::2] = map(self._advances.__getitem__, map(sub, starts[1:], starts))
         pieces[3::2] = map(self._changes.__getitem__, pairwise(numbers))
+        edges = list(chain.from_iterable(table.switches))  # after an odd number of them code may be on another stack
         found = []
-        for first, last in pairwise([*self._cuts(starts, numbers, chain(*table.switches)), len(numbers)]):
+        for first, last in pairwise([*self._cuts(starts, numbers, edges), len(numbers)]):
             start, stop = starts[first], starts[last] if last < len(starts) else table.end
             if start < stop:
                 instructions = b"".join(pieces[2 * first + 2 : 2 * last])
                 body = self._changes[0, numbers[first]] + instructions
-                switches = self._rules[numbers[first]][1] == "[rsp]" or _is_in(start, table.switches)
+                switches = self._rules[numbers[first]][1] == "[rsp]" or bisect_right(edges, start) & 1
                 cie = self._signal if switches else 0
                 found.append(_entry(start - slide & WORD, stop - start, body, cie))
         return found
@@ -345,7 +346,3 @@ def _entry(start: int, size: int, rules: bytes, cie: int = 0) -> bytes:
         rules = NO_AUGMENTATION + rules
     padding = -(ENTRY_HEAD.size + len(rules)) % 8
     return ENTRY_HEAD.pack(ENTRY_HEAD.size - 4 + len(rules) + padding, cie, start, size) + rules + NOPS[:padding]
-
-
-def _is_in(address: int, runs: Sequence[tuple[int, int]]) -> bool:
-    return any(start <= address < end for start, end in runs)

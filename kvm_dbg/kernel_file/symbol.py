@@ -13,20 +13,19 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, repeat
+from itertools import accumulate, chain, compress, islice, repeat
+from operator import and_, gt, le
 from typing import NamedTuple
 
 from kvm_dbg.elf import SHT_STRTAB, SHT_SYMTAB
 from kvm_dbg.kernel.base import Area
 from kvm_dbg.kernel_file.elf_writer import Section
-from kvm_dbg.symbols.base import Symbol
+from kvm_dbg.symbols.base import SymbolColumns
 
 STB_LOCAL, STB_GLOBAL, STB_WEAK = 0, 1, 2
 STT_NOTYPE, STT_OBJECT, STT_FUNC = 0, 1, 2
 SHN_ABS = 0xFFF1
-TYPES = {"T": STT_FUNC, "W": STT_FUNC, "D": STT_OBJECT, "B": STT_OBJECT, "R": STT_OBJECT, "V": STT_OBJECT}
-TYPES |= {"G": STT_OBJECT, "S": STT_OBJECT}
-WEAK = "wWvV"
+FUNCTIONS, OBJECTS, WEAK, ABSOLUTE = "TtWw", "DdBbRrVvGgSs", "WwVv", "Aa"
 FIRST_GLOBAL = STB_GLOBAL << 4
 SYMBOL = struct.Struct("<IBBHQQ")
 WORD = (1 << 64) - 1
@@ -39,70 +38,83 @@ class PlacedSymbols(NamedTuple):
     homeless: int
 
 
-def info_of(letter: str) -> int:
+def _info_of(letter: str) -> int:
     """Return st_info for nm's letter."""
-    if letter in WEAK:
-        binding = STB_WEAK
-    else:
-        binding = STB_GLOBAL if letter.isupper() else STB_LOCAL
-    return binding << 4 | TYPES.get(letter.upper(), STT_NOTYPE)
+    binding = STB_WEAK if letter in WEAK else STB_GLOBAL if "A" <= letter <= "Z" else STB_LOCAL
+    kind = STT_FUNC if letter in FUNCTIONS else STT_OBJECT if letter in OBJECTS else STT_NOTYPE
+    return binding << 4 | kind
 
 
-def make_symbols(symbols: Sequence[Symbol], areas: Sequence[Area], slide: int) -> PlacedSymbols:
+INFOS = bytes(_info_of(chr(byte)) for byte in range(256))
+IS_ABSOLUTE = bytes(chr(byte) in ABSOLUTE for byte in range(256))
+
+
+def join(tables: Sequence[SymbolColumns]) -> SymbolColumns:
+    """Return all symbols of the tables, ascending by address."""
+    names = list(chain.from_iterable(table.names for table in tables))
+    addresses = list(chain.from_iterable(table.addresses for table in tables))
+    sizes = list(chain.from_iterable(table.sizes for table in tables))
+    letters = b"".join(table.letters for table in tables)
+    if not all(map(le, addresses, islice(addresses, 1, None))):
+        order = sorted(range(len(addresses)), key=addresses.__getitem__)
+        names = list(map(names.__getitem__, order))
+        addresses = list(map(addresses.__getitem__, order))
+        sizes = list(map(sizes.__getitem__, order))
+        letters = bytes(map(letters.__getitem__, order))
+    return SymbolColumns(names, addresses, sizes, letters)
+
+
+def make_symbols(symbols: SymbolColumns, areas: Sequence[Area], slide: int) -> PlacedSymbols:
     """Return the symbol table.
 
     Args:
-        symbols: ascending by address.
+        symbols: all.
         areas: the file's sections of memory, ascending, the first one having the number 1.
         slide: what is subtracted from every address that is not absolute nor of a fixed area.
     """
-    if not symbols:
+    names, addresses, sizes, letters = symbols
+    count = len(names)
+    if not count:
         return PlacedSymbols((), 0)
-    names, addresses, sizes, letters, _ = zip(*symbols, strict=True)
-    numbers = _section_numbers(addresses, letters, areas)
-    infos = list(map({letter: info_of(letter) for letter in set(letters)}.__getitem__, letters))
+    numbers = _section_numbers(addresses, letters.translate(IS_ABSOLUTE), areas)
+    infos = letters.translate(INFOS)
     edges = sorted({*addresses, *(area.start for area in areas), *(area.end for area in areas)})
     following = dict(zip(edges, [*edges[1:], edges[-1]], strict=True))
     # An address that is looked up a second time reaches nowhere.
     reaches = [following.pop(address, address) - address for address in addresses]
-    own = [
+    reaches = [
         size or reach if number != SHN_ABS else 0 for size, reach, number in zip(sizes, reaches, numbers, strict=True)
     ]
-    fixed = {SHN_ABS, *(number for number, area in enumerate(areas, 1) if area.fixed)}
-    values = [
-        address if number in fixed else address - slide & WORD
-        for address, number in zip(addresses, numbers, strict=True)
-    ]
-
-    order = [index for index, info in enumerate(infos) if info < FIRST_GLOBAL and numbers[index]]
-    first_global = len(order) + 1
-    order += [index for index, info in enumerate(infos) if info >= FIRST_GLOBAL and numbers[index]]
-    encoded = [name.encode("utf-8", "replace") for name in names]
-    places = list(accumulate(map(len, encoded), lambda place, size: place + size + 1, initial=1))
-    table = [bytes(SYMBOL.size)]
-    table += map(
-        SYMBOL.pack,
-        map(places.__getitem__, order),
-        map(infos.__getitem__, order),
-        repeat(0),
-        map(numbers.__getitem__, order),
-        map(values.__getitem__, order),
-        map(own.__getitem__, order),
-    )
+    if slide:
+        fixed = {SHN_ABS, *(number for number, area in enumerate(areas, 1) if area.fixed)}
+        addresses = [
+            address if number in fixed else address - slide & WORD
+            for address, number in zip(addresses, numbers, strict=True)
+        ]
+    places = accumulate(map(len, names), lambda place, size: place + size + 1, initial=1)
+    rows = list(map(SYMBOL.pack, places, infos, repeat(0), numbers, addresses, reaches))
+    kept = list(map(bool, numbers))
+    is_global = list(map(FIRST_GLOBAL.__le__, infos))
+    local = list(compress(rows, map(gt, kept, is_global)))
+    table = [bytes(SYMBOL.size), *local, *compress(rows, map(and_, kept, is_global))]
     symtab = Section(
-        ".symtab", SHT_SYMTAB, b"".join(table), link=".strtab", info=first_global, align=8, entry_size=SYMBOL.size
+        ".symtab", SHT_SYMTAB, b"".join(table), link=".strtab", info=len(local) + 1, align=8, entry_size=SYMBOL.size
     )
-    strtab = Section(".strtab", SHT_STRTAB, b"\0" + b"\0".join(encoded) + b"\0")
-    return PlacedSymbols((symtab, strtab), len(symbols) - len(order))
+    strtab = Section(".strtab", SHT_STRTAB, b"\0" + b"\0".join(names) + b"\0")
+    return PlacedSymbols((symtab, strtab), count - len(table) + 1)
 
 
-def _section_numbers(addresses: Sequence[int], letters: Sequence[str], areas: Sequence[Area]) -> list[int]:
+def _section_numbers(addresses: Sequence[int], absolute: bytes, areas: Sequence[Area]) -> list[int]:
     """Return the number of the section that each symbol lies in, 0 for none; an end mark belongs to what it ends.
 
     Absolute symbols are numbers, no places; kallsyms takes per-CPU variables for such where they are linked at 0.
+
+    Args:
+        addresses: ascending.
+        absolute: a byte for each, 1 if it is such a symbol.
+        areas: the sections from number 1 on.
     """
-    absolute = [letter in "aA" for letter in letters]
-    numbers = [SHN_ABS if number else 0 for number in absolute]
+    numbers = [SHN_ABS if is_number else 0 for is_number in absolute]
     for number, area in enumerate(areas, 1):
         first, last = bisect_left(addresses, area.start), bisect_right(addresses, area.end)
         numbers[first:last] = [

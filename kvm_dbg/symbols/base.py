@@ -23,6 +23,15 @@ class Symbol(NamedTuple):
     module: str | None = None
 
 
+class SymbolColumns(NamedTuple):
+    """Many symbols, ascending by address: for who wants all of them at once. `letters` is nm's, a byte for each."""
+
+    names: list[bytes]
+    addresses: list[int]
+    sizes: list[int]
+    letters: bytes
+
+
 class SymbolTable(ABC):
     """Names to addresses and back. Addresses are run-time addresses: slides are already applied."""
 
@@ -45,6 +54,16 @@ class SymbolTable(ABC):
     @abstractmethod
     def for_each(self) -> Iterator[Symbol]:
         """Yield all symbols in ascending order of address."""
+
+    def columns(self) -> SymbolColumns:
+        """Return all symbols in ascending order of address; tables override it where they have columns."""
+        symbols = list(self.for_each())
+        return SymbolColumns(
+            [symbol.name.encode("utf-8", "replace") for symbol in symbols],
+            [symbol.address for symbol in symbols],
+            [symbol.size for symbol in symbols],
+            "".join([symbol.kind for symbol in symbols]).encode("latin-1", "replace"),
+        )
 
     def __len__(self) -> int:
         return sum(1 for _ in self.for_each())

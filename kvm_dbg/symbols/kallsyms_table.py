@@ -25,7 +25,7 @@ from zlib import crc32
 
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.index import Index
-from kvm_dbg.symbols.base import Symbol, SymbolTable
+from kvm_dbg.symbols.base import Symbol, SymbolColumns, SymbolTable
 from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 
 INDEX_LAYOUT = b"kallsyms 1 "  # raise it when what is kept changes
@@ -195,6 +195,11 @@ class KallsymsTable(SymbolTable):
 
     def for_each(self) -> Iterator[Symbol]:
         return map(self._symbol, self._by_address())
+
+    def columns(self) -> SymbolColumns:
+        names = list(map(self._names.__getitem__, self._by_address()))
+        letters = bytes([name[0] for name in names])
+        return SymbolColumns([name[1:] for name in names], list(self._sorted), [0] * len(names), letters)
 
     def __len__(self) -> int:
         return len(self._offsets.values)
