@@ -46,6 +46,7 @@ def _info_of(letter: str) -> int:
 
 
 INFOS = bytes(_info_of(chr(byte)) for byte in range(256))
+OBJECT_INFOS = bytes(byte & 0xF0 | STT_OBJECT for byte in range(256))
 IS_ABSOLUTE = bytes(chr(byte) in ABSOLUTE for byte in range(256))
 
 
@@ -77,7 +78,7 @@ def make_symbols(symbols: SymbolColumns, areas: Sequence[Area], slide: int) -> P
     if not count:
         return PlacedSymbols((), 0)
     numbers = _section_numbers(addresses, letters.translate(IS_ABSOLUTE), areas)
-    infos = letters.translate(INFOS)
+    infos = _infos(addresses, letters, areas)
     edges = sorted({*addresses, *(area.start for area in areas), *(area.end for area in areas)})
     following = dict(zip(edges, [*edges[1:], edges[-1]], strict=True))
     # An address that is looked up a second time reaches nowhere.
@@ -102,6 +103,16 @@ def make_symbols(symbols: SymbolColumns, areas: Sequence[Area], slide: int) -> P
     )
     strtab = Section(".strtab", SHT_STRTAB, b"\0" + b"\0".join(names) + b"\0")
     return PlacedSymbols((symtab, strtab), count - len(table) + 1)
+
+
+def _infos(addresses: Sequence[int], letters: bytes, areas: Sequence[Area]) -> bytes:
+    """Return st_info of each symbol; data that its linker made executable has the letters of code."""
+    infos = bytearray(letters.translate(INFOS))
+    for area in areas:
+        if not area.executable:
+            first, last = bisect_left(addresses, area.start), bisect_left(addresses, area.end)
+            infos[first:last] = infos[first:last].translate(OBJECT_INFOS)
+    return bytes(infos)
 
 
 def _section_numbers(addresses: Sequence[int], absolute: bytes, areas: Sequence[Area]) -> list[int]:

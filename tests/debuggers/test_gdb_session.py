@@ -195,7 +195,7 @@ def test_a_killed_server_seen_by_gdb_first(stand_in: Gdb, tmp_path: Path) -> Non
         "x/xb 0xffffffff82000001",
     )
     assert "$1 = 1" in result.stdout
-    assert result.stdout.splitlines()[-1] == "0xffffffff82000001:\t0x07"
+    assert result.stdout.splitlines()[-1] == "0xffffffff82000001 <_text+1>:\t0x07"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from kvm_dbg.debuginfo.base import Type, TypeTable
 from kvm_dbg.errors import CommandError, FileAccessError, NotMappedError
 from kvm_dbg.image.base import BytesImage, PartialRead, Presence, Range
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel.base import Check, Kernel, LoadAverage, Process, Sources, Thread
+from kvm_dbg.kernel.base import Area, Check, Kernel, LoadAverage, Process, Sources, Thread, UnwindTable
 from kvm_dbg.symbols.base import Symbol, SymbolTable
 
 PAGE = 4096
@@ -167,6 +167,13 @@ class StandInSystem:
         return Sources("a table of its own", kernel.types.source, None)
 
     def for_each_check(self, kernel: StandInKernel, command: str | None = None) -> Iterator[Check]:
+        yield from ()
+
+    def for_each_area(self, kernel: StandInKernel, *, modules: bool) -> Iterator[Area]:
+        if not modules:
+            yield Area(".data", TEXT, TEXT + KERNEL_PAGES * PAGE, writable=True)
+
+    def for_each_unwind_table(self, kernel: StandInKernel, *, modules: bool) -> Iterator[UnwindTable]:
         yield from ()
 
     def all_symbols(self, kernel: StandInKernel) -> SymbolTable:
