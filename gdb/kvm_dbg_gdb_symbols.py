@@ -158,7 +158,10 @@ class SymbolFiles:
             except gdb.error as error:
                 warn("{}: gdb could not load {}: {}".format(module["name"], module["file"], error))
         if loaded and self._modules is not None:
-            self._replace_modules(self._ask_made(server, loaded)["modules"])
+            try:
+                self._replace_modules(self._ask_made(server, loaded)["modules"])
+            except ServerError as error:
+                warn(f"symbols of these modules that were made from the image stay beside theirs: {error}")
         gdb.write(f"symbols of {len(loaded)} of {len(plan)} modules loaded\n")
         if plan and not loaded:
             raise gdb.GdbError("no module's symbols could be loaded")
