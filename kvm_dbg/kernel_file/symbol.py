@@ -81,6 +81,8 @@ def make_symbols(symbols: SymbolColumns, areas: Sequence[Area], slide: int) -> P
     infos = _infos(addresses, letters, areas)
     edges = sorted({*addresses, *(area.start for area in areas), *(area.end for area in areas)})
     following = dict(zip(edges, [*edges[1:], edges[-1]], strict=True))
+    starts = {area.start for area in areas}
+    following.update((area.end, area.end) for area in areas if area.end not in starts)
     # An address that is looked up a second time reaches nowhere.
     reaches = [following.pop(address, address) - address for address in addresses]
     reaches = [

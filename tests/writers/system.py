@@ -364,7 +364,7 @@ class LittleSystem:
                     f".text.{module.name}", module.address, module.address + module.size, True, False, module.name
                 )
             self._end("modules")
-        else:
+        elif "areas" not in self.broken:
             yield Area(".text", TEXT, DATA, executable=True)
             yield Area(".data", DATA, GONE, writable=True)
 

@@ -15,7 +15,7 @@ from operator import add, le
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Kernel, UnwindRow, UnwindTable
 from kvm_dbg.kernel.linux.module import ModuleReader, for_each_module_record
-from kvm_dbg.kernel.linux.orc import IP_SIZE, MAX_ROWS, Decoder, OrcTable, find_module_table, find_table
+from kvm_dbg.kernel.linux.orc import IP_SIZE, Decoder, OrcTable, find_module_table, find_table
 
 MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
 TEXT = (("_text", "_etext"), ("_sinittext", "_einittext"))
@@ -27,6 +27,7 @@ SWITCHES = (
     *("nmi_no_fsgsbase", "nmi_swapgs", "nmi_restore"),
     *("asm_call_on_stack", "asm_call_sysvec_on_stack", "asm_call_irq_on_stack"),
 )
+MAX_ROWS = 1 << 22  # of the kernel, and of all modules: each costs a hundred bytes while it is worked on
 PIECE_ROWS = 1 << 10  # read at once where the whole table cannot be: a page of addresses
 
 Piece = tuple[list[int], list[bytes]]  # first addresses and rows; the end of the last row follows where it is known
@@ -41,15 +42,17 @@ def for_each_unwind_table(kernel: Kernel, *, modules: bool) -> Iterator[UnwindTa
         return
     if table is None:
         return
-    if not modules:
+    if not modules and table.size > MAX_ROWS:
+        yield _nothing(f"the kernel's unwind rules (ORC) cannot be used: there are {table.size}, which cannot be")
+    elif not modules:
         switches = _find_switches(kernel)
         for found in _read(kernel, table, _find_text(kernel), "the kernel"):
             yield found._replace(switches=switches)
-        return
-    try:
-        yield from _for_each_module_table(kernel, table.decoder)
-    except MISSING as error:
-        yield _nothing(f"unwind rules of modules are missing: {error}")
+    else:
+        try:
+            yield from _for_each_module_table(kernel, table.decoder)
+        except MISSING as error:
+            yield _nothing(f"unwind rules of modules are missing: {error}")
 
 
 def _for_each_module_table(kernel: Kernel, decoder: Decoder) -> Iterator[UnwindTable]:
