@@ -293,15 +293,17 @@ class UnwindTable(NamedTuple):
     """All rules for one run of code, in columns: a kernel has half a million.
 
     starts: addresses, ascending; a rule reaches to the next one's start, the last to `end`. rules: each as the system
-    keeps it, equal ones being equal; `decode` makes a row of it, whose addresses mean nothing. switches: [start, end)
-    runs, ascending, of code that may be on another stack than its caller, besides rows with a base in memory. problem:
-    a sentence on what is missing, "" if nothing is.
+    keeps it, equal ones being equal; `decode` makes a row of it, whose addresses mean nothing. called, switches:
+    [start, end) runs, ascending. Who saved all registers interrupted its caller, but where it was `called`, by system
+    calls; who is in `switches` may be on another stack than its caller, besides rows with a base in memory. problem: a
+    sentence on what is missing, "" if nothing is.
     """
 
     starts: Sequence[int]
     end: int
     rules: Sequence[Hashable]
     decode: Callable[[Any], UnwindRow]
+    called: Sequence[tuple[int, int]] = ()
     switches: Sequence[tuple[int, int]] = ()
     problem: str = ""
 

@@ -8,11 +8,11 @@ file has to be loaded before vmlinux.
 ORC says nothing of registers other than the stack, instruction and frame pointers: those that a function may have
 saved are undefined in its caller, so that a debugger shows no wrong value.
 
-A stack grows downwards, and gdb ends a backtrace where a caller's frame is below: the unwinder has gone astray. It
-has not where interrupts and exceptions have stacks of their own. Code that may be on another stack than its caller is
-marked as gcc marks a signal's frame (augmentation "S", System V ABI for x86-64 and LSB, .eh_frame), for which there is
-no such check; gdb shows it as "<signal handler called>". Where inlined functions of vmlinux's lie between, no mark is
-needed.
+A caller's frame is looked up by the address before its next instruction, which is that of the call; where it was
+interrupted, that may belong to another function. A stack grows downwards, and gdb ends a backtrace where a caller's
+frame is below: the unwinder has gone astray. It has not where interrupts have stacks of their own. So code that
+interrupts, or may be on another stack than its caller, is marked as compilers mark a signal's frame (augmentation "S",
+Linux Standard Base, .eh_frame). gdb shows `<signal handler called>` for it.
 
 Facts: DWARF 5 section 6.4 and figure "Register rule instructions" for the encoding (CIE version 1, as in DWARF 2);
 System V ABI for x86-64, figure 3.36, for register numbers, 3.4 for registers that a function preserves;
@@ -151,16 +151,18 @@ class _Encoder:
         pieces: list[bytes] = [b""] * (2 * len(numbers))
         pieces[2::2] = map(self._advances.__getitem__, map(sub, starts[1:], starts))
         pieces[3::2] = map(self._changes.__getitem__, pairwise(numbers))
-        edges = list(chain.from_iterable(table.switches))  # after an odd number of them code may be on another stack
+        called, switches = list(chain(*table.called)), list(chain(*table.switches))
         found = []
-        for first, last in pairwise([*self._cuts(starts, numbers, edges), len(numbers)]):
+        for first, last in pairwise([*self._cuts(starts, numbers, switches), len(numbers)]):
             start, stop = starts[first], starts[last] if last < len(starts) else table.end
             if start < stop:
                 instructions = b"".join(pieces[2 * first + 2 : 2 * last])
                 body = self._changes[0, numbers[first]] + instructions
-                switches = self._rules[numbers[first]][1] == "[rsp]" or bisect_right(edges, start) & 1
-                cie = self._signal if switches else 0
-                found.append(_entry(start - slide & WORD, stop - start, body, cie))
+                kind, base, *_ = self._rules[numbers[first]]
+                # After an odd number of their edges an address is inside of runs.
+                interrupts = kind in ("regs", "partial") and not bisect_right(called, start) & 1
+                signal = interrupts or base == "[rsp]" or bisect_right(switches, start) & 1
+                found.append(_entry(start - slide & WORD, stop - start, body, self._signal if signal else 0))
         return found
 
     def _cuts(self, starts: Sequence[int], numbers: list[int], edges: Iterable[int]) -> list[int]:

@@ -172,9 +172,9 @@ def test_a_change_of_rules_is_as_short_as_it_can_be(old: Rule, new: Rule, expect
     assert encode_change(old, new).hex() == expected
 
 
-def table_of(rows: list[UnwindRow], switches: tuple[tuple[int, int], ...] = ()) -> UnwindTable:
+def table_of(rows: list[UnwindRow], *called: tuple[int, int]) -> UnwindTable:
     rules = [row[2:] for row in rows]
-    return UnwindTable([row.start for row in rows], rows[-1].end, rules, lambda rule: UnwindRow(0, 0, *rule), switches)
+    return UnwindTable([row.start for row in rows], rows[-1].end, rules, lambda rule: UnwindRow(0, 0, *rule), called)
 
 
 def entries_of(folder: Path, frame: bytes) -> dict[int, tuple[int, bytes]]:
@@ -193,12 +193,12 @@ def entries_of(folder: Path, frame: bytes) -> dict[int, tuple[int, bytes]]:
 
 
 def test_entries_begin_where_functions_do_and_around_other_rows(tmp_path: Path) -> None:
-    frame = make_debug_frame([table_of(EXPECTED, ((TEXT + 0x80, TEXT + 0x100),))], SLIDE, user=False)
+    frame = make_debug_frame([table_of(EXPECTED, (TEXT + 0x80, TEXT + 0x100))], SLIDE, user=False)
     base = TEXT - SLIDE
     assert entries_of(tmp_path, frame) == {
         base: (base + 0x80, b""),
-        base + 0x80: (base + 0x100, b"zS"),  # on a stack of its own
-        base + 0x100: (base + 0x180, b""),
+        base + 0x80: (base + 0x100, b""),  # a system call
+        base + 0x100: (base + 0x180, b"zS"),  # an interrupt
         base + 0x180: (base + 0x200, b""),
         base + 0x200: (base + 0x280, b""),
         base + 0x280: (base + 0x284, b"zS"),  # the stack is switched

@@ -19,14 +19,15 @@ from kvm_dbg.kernel.linux.orc import IP_SIZE, Decoder, OrcTable, find_module_tab
 
 MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
 TEXT = (("_text", "_etext"), ("_sinittext", "_einittext"))
-# Entry points that the processor calls on a stack of their own (IST), with the labels in them, and what calls a
-# function on the stack of interrupts (5.8 to 5.11; before and after, rows tell it): arch/x86/entry/entry_64.S.
-SWITCHES = (
-    *("asm_exc_nmi", "asm_exc_double_fault", "asm_exc_debug", "asm_exc_machine_check", "asm_exc_vmm_communication"),
-    *("nested_nmi", "nested_nmi_out", "first_nmi", "repeat_nmi", "end_repeat_nmi"),
-    *("nmi_no_fsgsbase", "nmi_swapgs", "nmi_restore"),
-    *("asm_call_on_stack", "asm_call_sysvec_on_stack", "asm_call_irq_on_stack"),
+# From arch/x86/entry/entry_64.S and entry_64_compat.S: entry points of system calls with the labels in them, where new
+# tasks begin, and what calls a function on the stack of interrupts (5.8 to 5.11; before and after, rows tell it).
+CALLED = (
+    *("entry_SYSCALL_64", "entry_SYSCALL_64_safe_stack", "entry_SYSCALL_64_after_hwframe"),
+    *("entry_SYSENTER_compat", "entry_SYSENTER_compat_after_hwframe", "entry_INT80_compat", "asm_int80_emulation"),
+    *("entry_SYSCALL_compat", "entry_SYSCALL_compat_safe_stack", "entry_SYSCALL_compat_after_hwframe"),
+    *("asm_fred_entrypoint_user", "ret_from_fork", "ret_from_fork_asm"),
 )
+SWITCHES = ("asm_call_on_stack", "asm_call_sysvec_on_stack", "asm_call_irq_on_stack")
 MAX_ROWS = 1 << 22  # of the kernel, and of all modules: each costs a hundred bytes while it is worked on
 PIECE_ROWS = 1 << 10  # read at once where the whole table cannot be: a page of addresses
 
@@ -45,9 +46,9 @@ def for_each_unwind_table(kernel: Kernel, *, modules: bool) -> Iterator[UnwindTa
     if not modules and table.size > MAX_ROWS:
         yield _nothing(f"the kernel's unwind rules (ORC) cannot be used: there are {table.size}, which cannot be")
     elif not modules:
-        switches = _find_switches(kernel)
+        called, switches = _find_runs(kernel, CALLED), _find_runs(kernel, SWITCHES)
         for found in _read(kernel, table, _find_text(kernel), "the kernel"):
-            yield found._replace(switches=switches)
+            yield found._replace(called=called, switches=switches)
     else:
         try:
             yield from _for_each_module_table(kernel, table.decoder)
@@ -76,7 +77,7 @@ def _for_each_module_table(kernel: Kernel, decoder: Decoder) -> Iterator[UnwindT
 
 
 def _nothing(problem: str) -> UnwindTable:
-    return UnwindTable((), 0, (), lambda _: UnwindRow(0, 0, "undefined", "", 0), (), problem)
+    return UnwindTable((), 0, (), lambda _: UnwindRow(0, 0, "undefined", "", 0), problem=problem)
 
 
 def _find_text(kernel: Kernel) -> list[tuple[int, int]]:
@@ -85,9 +86,9 @@ def _find_text(kernel: Kernel) -> list[tuple[int, int]]:
     return sorted((first.address, last.address) for first, last in pairs if first is not None and last is not None)
 
 
-def _find_switches(kernel: Kernel) -> list[tuple[int, int]]:
-    """Return [start, end) of the code that may be on another stack than its caller, ascending."""
-    starts = {symbol.address for symbol in kernel.symbols.find_many(SWITCHES).values()}
+def _find_runs(kernel: Kernel, names: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return [start, end) of the code that has one of the names, ascending."""
+    starts = {symbol.address for symbol in kernel.symbols.find_many(names).values()}
     found = [(start, kernel.symbols.find_at(start)) for start in sorted(starts)]
     return [(start, start + symbol.size) for start, symbol in found if symbol is not None]
 
