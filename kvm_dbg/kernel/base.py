@@ -482,7 +482,7 @@ class OperatingSystem(Protocol):
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         """Return "name+0x12" or "name+0x12 [module]" for a kernel address, None if nothing is near."""
 
-    def for_each_unwind_row(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
+    def for_each_unwind_gap(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindTable]:
         """Yield rules for the kernel's text that is not `covered` by debug information, or wrongly so.
 
         covered: [start, end) runs of run-time addresses, ascending. Code that runs on a stack that it was not called

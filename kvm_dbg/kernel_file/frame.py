@@ -29,7 +29,7 @@ from operator import sub
 from typing import Any
 
 from kvm_dbg.elf import SHT_PROGBITS
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel.base import UnwindTable
 from kvm_dbg.kernel_file.elf_writer import Section, memory_section, write_elf
 
 DWARF_NUMBERS = {
@@ -89,54 +89,45 @@ Rule = tuple[str, str, int, str, int]  # an UnwindRow without its addresses
 AT_CALL: Rule = ("call", "rsp", 8, "", 0)  # what holds at a function's first instruction, and in the CIE
 
 
-def make_debug_frame(tables: Iterable[UnwindTable], slide: int = 0, *, user: bool = True, mark: bool = True) -> bytes:
+def make_debug_frame(
+    tables: Iterable[UnwindTable], slide: int = 0, *, user: bool = True, inlined: bool = False
+) -> bytes:
     """Return .debug_frame with the tables' rules, b"" if there are none.
 
     Args:
         tables: of x86-64.
         slide: what is subtracted from their addresses.
         user: with a rule that ends a backtrace at the first frame of a user's code, in a file that is not slid.
-        mark: with marks of code that may be on another stack than its caller.
+        inlined: the debugger knows of inlined functions in those that switch the stack, which need no mark then.
     """
     plain, signal = _cie(b""), _cie(b"zS")
-    encoder = _Encoder(len(plain) if mark else 0)
+    encoder = _Encoder(len(plain), inlined=inlined)
     entries = [entry for table in tables if table.rules for entry in encoder.entries(table, slide)]
     if user:
         entries.append(_entry(USER_START, USER_END - USER_START, _stop()))
     return plain + signal + b"".join(entries) if entries else b""
 
 
-def make_frame_file(rows: Iterable[UnwindRow]) -> bytes | None:
-    """Return an ELF file with nothing but the rows' rules, at run-time addresses, or None if there are none."""
-    tables = _tables_of(rows)
-    if not tables:
+def make_frame_file(tables: Iterable[UnwindTable]) -> bytes | None:
+    """Return an ELF file with nothing but the tables' rules, at run-time addresses, or None if there are none.
+
+    It is for gaps of a vmlinux, whose functions that switch the stack in the middle keep their names: functions that
+    were inlined into them lie between the stacks, and no mark is needed.
+    """
+    some = list(tables)
+    if not some:
         return None
-    frame = make_debug_frame(tables, mark=False)
+    frame = make_debug_frame(some, inlined=True)
     sections = [memory_section(".text", 0, 0, executable=True), Section(".debug_frame", SHT_PROGBITS, frame)]
     return b"".join(write_elf(sections, MACHINE))
-
-
-def _tables_of(rows: Iterable[UnwindRow]) -> list[UnwindTable]:
-    """Return a table for each run of rows without gaps."""
-    runs: list[list[UnwindRow]] = []
-    for row in rows:
-        if runs and runs[-1][-1].end == row.start:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-    return [
-        UnwindTable(
-            [row.start for row in run], run[-1].end, [row[2:] for row in run], lambda rule: UnwindRow(0, 0, *rule)
-        )
-        for run in runs
-    ]
 
 
 class _Encoder:
     """Turns rows into entries; what has been encoded once is known from then on."""
 
-    def __init__(self, signal: int) -> None:
-        self._signal = signal  # where the CIE for code on another stack than its caller's is
+    def __init__(self, signal: int, *, inlined: bool) -> None:
+        self._signal = signal  # where the CIE with the mark is
+        self._inlined = inlined
         self._rules: list[Rule] = [AT_CALL]
         self._numbers: dict[Rule, int] = {AT_CALL: 0}
         self._changes = _Known(lambda pair: encode_change(self._rules[pair[0]], self._rules[pair[1]]))
@@ -161,7 +152,7 @@ class _Encoder:
                 kind, base, *_ = self._rules[numbers[first]]
                 # After an odd number of their edges an address is inside of runs.
                 interrupts = kind in ("regs", "partial") and not bisect_right(called, start) & 1
-                signal = interrupts or base == "[rsp]" or bisect_right(switches, start) & 1
+                signal = interrupts or (base == "[rsp]" and not self._inlined) or bisect_right(switches, start) & 1
                 found.append(_entry(start - slide & WORD, stop - start, body, self._signal if signal else 0))
         return found
 

@@ -44,7 +44,7 @@ class DebuggerFiles:
         try:
             covered = read_covered(str(path)) if path is not None else []
             runs = [(start + slide, end + slide) for start, end in covered]
-            data = make_frame_file(session.system.for_each_unwind_row(session.kernel, runs))
+            data = make_frame_file(session.system.for_each_unwind_gap(session.kernel, runs))
         except KvmDbgError:  # no such tables, or not in the image: a backtrace guesses in entry code
             return None
         return None if data is None else self._write("entry-code", [data])

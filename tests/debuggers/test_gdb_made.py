@@ -31,7 +31,8 @@ def frames():
     found = []
     frame = gdb.newest_frame()
     while frame is not None and len(found) < 100:
-        found.append([frame.name(), frame.pc(), frame.unwind_stop_reason() == gdb.FRAME_UNWIND_OUTERMOST])
+        if frame.type() != gdb.TAILCALL_FRAME:  # gdb knows from DWARF who is no longer on the stack
+            found.append([frame.name(), frame.pc(), frame.unwind_stop_reason() == gdb.FRAME_UNWIND_OUTERMOST])
         frame = frame.older()
     return found
 
@@ -150,6 +151,16 @@ def test_modules_without_files_beside_a_vmlinux(real: Gdb, demo: Demo, tmp_path:
     expected = [name.removesuffix("_after_hwframe") for name in call_trace()]  # a label inside entry_SYSCALL_64
     assert [name for name in names if name in expected] == expected
     assert names[:2] == ["take_back", "shelf_give_back"]
+
+
+@pytest.mark.parametrize("scenario", ["deb12-irq", "bpo13-irq", "deb13-nmi"])
+def test_interrupted_stacks_beside_a_vmlinux(real: Gdb, tmp_path: Path, scenario: str) -> None:
+    """Interrupts and NMIs are on other stacks than what they interrupt, which may be at its first instruction."""
+    subject = find_subject(scenario)
+    frames = evaluate(real, f"{subject.dump.vmlinux} {image_of(subject)}", tmp_path, "frames()")
+    stack = next(stack for _, stack in stacks_of(subject))
+    assert [pc for pc, _ in groupby(frames, key=lambda frame: frame[1])] == [pc for pc, _ in stack]
+    assert frames[-1][2]
 
 
 def test_files_of_modules_replace_what_was_made_of_them(real: Gdb, demo: Demo) -> None:

@@ -20,7 +20,7 @@ from kvm_dbg.kernel_file.frame import MAX_ENTRY_ROWS, Rule, encode_change, make_
 from kvm_dbg.kernel_file.symbol import join, make_symbols
 from kvm_dbg.symbols.base import Symbol, SymbolColumns
 from kvm_dbg.symbols.elf import ElfSymbolTable
-from tests.unit.test_rsp_unwind import EXPECTED, IPS, OLD_TABLE, ROWS, TEXT, OrcTypes, make_kernel
+from tests.unit.test_rsp_unwind import EXPECTED, IPS, OLD_TABLE, ROWS, TEXT, OrcTypes, make_kernel, table_of
 from tests.writers.stand_in import StandInKernel, Symbols
 
 SLIDE = 0x0100_0000
@@ -170,11 +170,6 @@ def test_no_symbols_make_no_table() -> None:
 )
 def test_a_change_of_rules_is_as_short_as_it_can_be(old: Rule, new: Rule, expected: str) -> None:
     assert encode_change(old, new).hex() == expected
-
-
-def table_of(rows: list[UnwindRow], *called: tuple[int, int]) -> UnwindTable:
-    rules = [row[2:] for row in rows]
-    return UnwindTable([row.start for row in rows], rows[-1].end, rules, lambda rule: UnwindRow(0, 0, *rule), called)
 
 
 def entries_of(folder: Path, frame: bytes) -> dict[int, tuple[int, bytes]]:

@@ -12,8 +12,9 @@ from elftools.elf.elffile import ELFFile
 
 from kvm_dbg.debuginfo.base import IntType, Member, StructType, Type, TypeTable
 from kvm_dbg.errors import CorruptError
-from kvm_dbg.kernel.base import UnwindRow
+from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel.linux.orc import for_each_unwind_row
+from kvm_dbg.kernel.linux.orc_table import for_each_unwind_gap
 from kvm_dbg.kernel_file.frame import USER_END, USER_START, make_frame_file
 from kvm_dbg.rsp.frame_table import PADDING, join, read_covered
 from kvm_dbg.symbols.base import Symbol
@@ -129,6 +130,20 @@ def test_tables_of_different_lengths_are_corrupt() -> None:
         list(for_each_unwind_row(kernel, []))
 
 
+def table_of(rows: list[UnwindRow], *called: tuple[int, int]) -> UnwindTable:
+    """Return rows without gaps as a table."""
+    rules = [row[2:] for row in rows]
+    return UnwindTable([row.start for row in rows], rows[-1].end, rules, lambda rule: UnwindRow(0, 0, *rule), called)
+
+
+def test_gaps_are_tables_without_gaps() -> None:
+    kernel = make_kernel(OrcTypes(old=True), OLD_TABLE)
+    first, second = for_each_unwind_gap(kernel, [(TEXT - 0x1000, TEXT + 0x40), (TEXT + 0xC0, TEXT + 0x1000)])
+    assert ([*first.starts], first.end) == ([TEXT + 0x40, TEXT + 0x80], TEXT + 0xC0)
+    assert ([*second.starts], second.end) == ([TEXT + 0x280], TEXT + 0x284)
+    assert [first.decode(rule)[2:] for rule in first.rules] == [row[2:] for row in EXPECTED[1:3]]
+
+
 def read_rules(path: Path) -> Iterator[tuple[int, int, dict[object, object]]]:
     """Yield (start, end, rules of the last location) of every entry, as pyelftools understands the file."""
     with path.open("rb") as file:
@@ -141,7 +156,7 @@ def read_rules(path: Path) -> Iterator[tuple[int, int, dict[object, object]]]:
 
 
 def test_the_file_says_what_the_rows_say(tmp_path: Path) -> None:
-    data = make_frame_file(EXPECTED)
+    data = make_frame_file([table_of(EXPECTED)])
     assert data is not None
     (tmp_path / "rules").write_bytes(data)
     rules = {start: (end, line) for start, end, line in read_rules(tmp_path / "rules")}
@@ -175,7 +190,7 @@ def test_no_rows_make_no_file() -> None:
 
 
 def test_the_covered_code_of_that_file_is_its_rows(tmp_path: Path) -> None:
-    data = make_frame_file(EXPECTED)
+    data = make_frame_file([table_of(EXPECTED)])
     assert data is not None
     (tmp_path / "rules").write_bytes(data)
     assert read_covered(str(tmp_path / "rules")) == [(USER_START, USER_END), (TEXT, TEXT + 0x400)]

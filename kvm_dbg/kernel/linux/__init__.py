@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         Sources,
         SystemSummary,
         Thread,
-        UnwindRow,
         UserThread,
         UnwindTable,
     )
@@ -133,10 +132,10 @@ class _Linux:
 
         return symbolize(kernel, address)
 
-    def for_each_unwind_row(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindRow]:
-        from kvm_dbg.kernel.linux.orc import for_each_unwind_row
+    def for_each_unwind_gap(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindTable]:
+        from kvm_dbg.kernel.linux.orc_table import for_each_unwind_gap
 
-        return for_each_unwind_row(kernel, covered)
+        return for_each_unwind_gap(kernel, covered)
 
     def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
         from kvm_dbg.kernel.linux.orc_table import for_each_unwind_table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice, pairwise
 from operator import add, le
@@ -15,7 +15,7 @@ from operator import add, le
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Kernel, UnwindRow, UnwindTable
 from kvm_dbg.kernel.linux.module import ModuleReader, for_each_module_record
-from kvm_dbg.kernel.linux.orc import IP_SIZE, Decoder, OrcTable, find_module_table, find_table
+from kvm_dbg.kernel.linux.orc import IP_SIZE, Decoder, OrcTable, find_module_table, find_table, for_each_unwind_row
 
 MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
 TEXT = (("_text", "_etext"), ("_sinittext", "_einittext"))
@@ -56,6 +56,24 @@ def for_each_unwind_table(kernel: Kernel, *, modules: bool) -> Iterator[UnwindTa
             yield _nothing(f"unwind rules of modules are missing: {error}")
 
 
+def for_each_unwind_gap(kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindTable]:
+    """Yield the rows of `orc.for_each_unwind_row`, a table for each run without gaps. Raises as that does."""
+    runs: list[list[UnwindRow]] = []
+    for row in for_each_unwind_row(kernel, covered):
+        if runs and runs[-1][-1].end == row.start:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    called, switches = _find_runs(kernel, CALLED), _find_runs(kernel, SWITCHES)
+    for run in runs:
+        rules = [row[2:] for row in run]
+        yield UnwindTable([row.start for row in run], run[-1].end, rules, _row_of, called, switches)
+
+
+def _row_of(rule: tuple[str, str, int, str, int]) -> UnwindRow:
+    return UnwindRow(0, 0, *rule)
+
+
 def _for_each_module_table(kernel: Kernel, decoder: Decoder) -> Iterator[UnwindTable]:
     """Yield the rules of each module. Raises ReadError, CorruptError: the list of modules is broken."""
     reader = ModuleReader(kernel)
@@ -87,10 +105,16 @@ def _find_text(kernel: Kernel) -> list[tuple[int, int]]:
 
 
 def _find_runs(kernel: Kernel, names: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Return [start, end) of the code that has one of the names, ascending."""
-    starts = {symbol.address for symbol in kernel.symbols.find_many(names).values()}
-    found = [(start, kernel.symbols.find_at(start)) for start in sorted(starts)]
-    return [(start, start + symbol.size) for start, symbol in found if symbol is not None]
+    """Return [start, end) of the code that has one of the names, ascending; labels may lie inside of functions."""
+    runs: list[tuple[int, int]] = []
+    for start in sorted({symbol.address for symbol in kernel.symbols.find_many(names).values()}):
+        symbol = kernel.symbols.find_at(start)
+        end = symbol.address + symbol.size if symbol is not None else start
+        if runs and start <= runs[-1][1]:
+            runs[-1] = (runs[-1][0], max(runs[-1][1], end))
+        elif start < end:
+            runs.append((start, end))
+    return runs
 
 
 def _read(kernel: Kernel, table: OrcTable, areas: list[tuple[int, int]], what: str) -> Iterator[UnwindTable]:
