@@ -20,8 +20,8 @@ COLUMNS = (
 DESCRIPTION = """The file has the symbols of the kernel and its modules (from kallsyms), unwind rules (from ORC) and the
 build-id, at the addresses that they had in the image: `gdb FILE`, connected to whatever has this memory, needs no
 offset. It has no text; a debugger reads that from its target. With --link-time it has the kernel's part alone, at the
-addresses that the linker gave it: this serves every image of the same build, wherever the kernel was placed, as its
-vmlinux does."""
+addresses that the linker gave it: this serves every image of the same build, wherever the kernel was placed, and can
+be named in the place of its vmlinux."""
 
 
 class Vmlinux(Command):
