@@ -27,6 +27,7 @@ COMMANDS = (
     ("vm", "List the mappings of a process, as /proc/PID/maps does"),
     ("user", "Open a process in the debugger, with its threads, executable and libraries"),
     ("gcore", "Write an ELF core file of a process, for any debugger"),
+    ("vmlinux", "Write a kernel file for debuggers, made from the image itself"),
     ("loadavg", "Print the load averages of 1, 5 and 15 minutes"),
     ("log", "Print the kernel's log, as dmesg would have"),
     ("mods", "List the loaded modules"),

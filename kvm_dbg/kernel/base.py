@@ -307,6 +307,11 @@ class UnwindTable(NamedTuple):
     switches: Sequence[tuple[int, int]] = ()
     problem: str = ""
 
+    def rows(self) -> Iterator[UnwindRow]:
+        """Yield the rules one by one, with their addresses."""
+        for start, end, rule in zip(self.starts, [*self.starts[1:], self.end], self.rules, strict=True):
+            yield self.decode(rule)._replace(start=start, end=end)
+
 
 class Area(NamedTuple):
     """A part of a kernel's or of a module's memory as a linker would call it: [start, end) of run-time addresses.

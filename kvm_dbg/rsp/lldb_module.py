@@ -36,10 +36,11 @@ from kvm_dbg.elf import (
     open_elf,
 )
 from kvm_dbg.errors import CommandError, FileAccessError, FormatError
-from kvm_dbg.kernel.base import UnwindRow
+from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel_file.elf_writer import HEADER as ELF_HEADER
+from kvm_dbg.kernel_file.elf_writer import PROGRAM_HEADER, SECTION_HEADER
 from kvm_dbg.rsp.eh_frame import Entry, make_eh_frame
 from kvm_dbg.rsp.frame_table import read_covered
-from kvm_dbg.rsp.unwind_elf import ELF_HEADER, SECTION_HEADER
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 LAYOUT = 2  # raise it when what is written changes
 TRAP_HANDLERS = ".kvm_dbg.trap_handlers"  # names of functions, each ended by a zero byte
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
-PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
 STT_NOTYPE, STT_FUNC = 0, 2
 SHN_LORESERVE, SHN_ABS = 0xFF00, 0xFFF1
 NOWHERE = 1 << 40  # bytes; behind the end of the file
@@ -156,7 +156,7 @@ def _make(session: Session, file: ElfFile) -> bytes:
     covered = [(start + slide, end + slide) for start, end in read_covered(file.path)]
     entries: list[Entry] = []
     switched: set[tuple[int, int]] = set()
-    for run in _runs(session.system.for_each_unwind_row(kernel, covered)):
+    for run in _runs(session.system.for_each_unwind_gap(kernel, covered)):
         start, end = run[0].start - slide, run[-1].end - slide
         if any(low <= run[0].start < high for low, high in covered):
             function = symbols.find_function(start)
@@ -165,7 +165,7 @@ def _make(session: Session, file: ElfFile) -> bytes:
             continue
         entries += _entries(symbols, start, end, run, slide)
     ends = {entry.start: entry.end for entry in entries}
-    for run in _runs(session.system.for_each_unwind_row(kernel, _complement(sorted(switched), slide))):
+    for run in _runs(session.system.for_each_unwind_gap(kernel, _complement(sorted(switched), slide))):
         function = symbols.find_function(run[0].start - slide)
         if function in switched and function is not None:
             entries.append(Entry(*function, run))
@@ -178,10 +178,10 @@ def _make(session: Session, file: ElfFile) -> bytes:
     return _elf(file, symbols, ends, make_eh_frame(entries, slide), handlers)
 
 
-def _runs(rows: Iterator[UnwindRow]) -> Iterator[list[UnwindRow]]:
+def _runs(tables: Iterator[UnwindTable]) -> Iterator[list[UnwindRow]]:
     """Yield the rows in runs without a hole."""
     run: list[UnwindRow] = []
-    for row in rows:
+    for row in (row for table in tables for row in table.rows()):
         if run and run[-1].end != row.start:
             yield run
             run = []

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
         Sources,
         SystemSummary,
         Thread,
-        UserThread,
         UnwindTable,
+        UserThread,
     )
     from kvm_dbg.symbols.base import SymbolTable
 
