@@ -4,8 +4,9 @@ BTF of before 2026 describes per-CPU variables at most. An entry here is used wh
 one symbol of the name, the type exists, and it is not larger than the symbol. Only variables are here whose type has
 been the same in Linux 5.10, 6.1, 6.12 and 7.3, as far as they had them.
 
-Types are written from left to right: `char const *[]` is an array of pointers to const char. An array without a
-length has as many elements as fit into its symbol.
+Types are written from left to right: `char const *[]` is an array of pointers to const char. The length of
+an array can be an enumerator; an array without one has as many elements as fit into its symbol, which in kallsyms
+reaches to the next one, so that what an alignment needs at its end may look like elements.
 
 Facts: the kernel's source; each variable stands under the file that defines it in 7.3, or in the last that had it.
 """
@@ -206,8 +207,9 @@ DECLARATIONS: Final[dict[str, dict[str, str]]] = {
     "mm/oom_kill.c": {"oom_lock": "struct mutex"},
     "mm/page-writeback.c": {"dirty_background_ratio": "int", "vm_dirty_ratio": "int"},
     "mm/page_alloc.c": {
-        "migratetype_names": "char const * const []", "min_free_kbytes": "int", "node_states": "nodemask_t []",
-        "watermark_scale_factor": "int", "zone_names": "char * const []",
+        "migratetype_names": "char const * const [MIGRATE_TYPES]", "min_free_kbytes": "int",
+        "node_states": "nodemask_t [NR_NODE_STATES]", "watermark_scale_factor": "int",
+        "zone_names": "char * const [__MAX_NR_ZONES]",
     },
     "mm/percpu.c": {"pcpu_base_addr": "void *"},
     "mm/shmem.c": {"shm_mnt": "struct vfsmount *"},
@@ -232,7 +234,9 @@ DECLARATIONS: Final[dict[str, dict[str, str]]] = {
     "mm/vmscan.c": {"vm_swappiness": "int"},
     "mm/vmstat.c": {
         "mm_percpu_wq": "struct workqueue_struct *", "vm_event_states": "struct vm_event_state",
-        "vm_node_stat": "atomic_long_t []", "vm_numa_event": "atomic_long_t []", "vm_zone_stat": "atomic_long_t []",
+        "vm_node_stat": "atomic_long_t [NR_VM_NODE_STAT_ITEMS]",
+        "vm_numa_event": "atomic_long_t [NR_VM_NUMA_EVENT_ITEMS]",
+        "vm_zone_stat": "atomic_long_t [NR_VM_ZONE_STAT_ITEMS]",
     },
     "net/core/dev.c": {
         "dev_base_lock": "rwlock_t", "net_todo_list": "struct list_head",

@@ -237,7 +237,7 @@ class _Unit:
 
     def _write_declared(self, known: set[str], at: int) -> list[bytes]:
         """Return the entries, of which the first one will be at `at`, of variables that only `declaration` has."""
-        types = DeclaredTypes(self.types.data, self.entries, at)
+        types = DeclaredTypes(self.types, self.entries, at)
         parts = []
         for variables in DECLARATIONS.values():
             for name, text in variables.items():

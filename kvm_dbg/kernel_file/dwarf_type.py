@@ -2,7 +2,8 @@
 
 Two passes over checked records: the first one finds out where each entry will be, the second one writes them. What a
 debugger shows is what gcc's own DWARF makes it show, but for what BTF does not keep: an array of several dimensions
-is one of all its elements, and a char has the sign that its kernel's BTF says.
+is one of all its elements. Writers of before pahole 1.20 had no FLOAT, and lost the signs of all chars; where "signed
+char" itself has none, char is taken to be signed, as it is on x86 in kernels before 6.2 (3bc753c06dd0).
 
 Facts: DWARF version 5, chapter 5 (types), 7.8 (encodings), 7.6 (LEB128).
 """
@@ -48,6 +49,7 @@ AGGREGATES: Final = {
     STRUCT: (Entry.STRUCT, Entry.STRUCT_NAMELESS),
     UNION: (Entry.UNION, Entry.UNION_NAMELESS),
 }
+REALS = frozenset((b"float", b"double", b"long double"))
 # what an enum's values are stored in, if BTF itself has no such integer: (bytes, signed) -> name
 INTEGER_NAMES: Final = {
     (1, False): b"unsigned char", (2, False): b"unsigned short", (4, False): b"unsigned int",
@@ -95,6 +97,7 @@ class TypeEntries:
         self.prototypes: dict[int, tuple[int, bytes]] = dict(base.prototypes) if base is not None else {}
         self._integers: dict[tuple[int, bool], int] = dict(base._integers) if base is not None else {}
         self._own_integers: list[bytes] = []
+        self._char_signs = True
         found = self._find_integers()
         self.end = self._write_integers(start, found)
         self._lay_out()
@@ -107,6 +110,8 @@ class TypeEntries:
         for type_id, at in enumerate(checked.places, checked.first_id):
             if checked.kinds[type_id] == INT:
                 coding = checked.words[at + 3] >> 24
+                if checked.text(checked.words[at]) == b"signed char":
+                    self._char_signs = bool(coding & INT_SIGNED)
                 if not coding & INT_BOOL:
                     found.setdefault((checked.words[at + 2], bool(coding & INT_SIGNED)), type_id)
         return found
@@ -121,7 +126,7 @@ class TypeEntries:
         }
         pack = self.pack[Entry.BASE_TYPE]
         for size, signed in sorted(needed - found.keys() - self._integers.keys()):
-            coding = _encoding(size, INT_SIGNED if signed else 0)
+            coding = (SIGNED if signed else UNSIGNED) + (SIGNED_CHAR - SIGNED if size == 1 else 0)
             self._own_integers.append(pack.pack(Entry.BASE_TYPE, len(self._strings), size, coding))
             self._strings += INTEGER_NAMES[size, signed] + b"\0"
             self._integers[size, signed] = at
@@ -251,7 +256,7 @@ class TypeEntries:
             elif kind in (ENUM, ENUM64):
                 self._write_enum(parts, at, kind)
             elif kind in (INT, FLOAT):
-                coding = REAL if kind == FLOAT else _encoding(words[at + 2], words[at + 3] >> 24)
+                coding = REAL if kind == FLOAT else self._encoding(at)
                 append(pack[Entry.BASE_TYPE].pack(Entry.BASE_TYPE, words[at], words[at + 2], coding))
             elif kind == FWD:
                 entry = Entry.UNION_DECLARED if words[at + 1] >= KIND_FLAG else Entry.STRUCT_DECLARED
@@ -309,6 +314,20 @@ class TypeEntries:
             parts += [packer(entry, name, value) for name, value in zip(record[0::each], values, strict=True)]
         parts.append(END)
 
+    def _encoding(self, at: int) -> int:
+        """Return the DW_ATE_* of an INT."""
+        words = self.checked.words
+        size, coding = words[at + 2], words[at + 3] >> 24
+        if coding & INT_BOOL:
+            return BOOLEAN
+        name = self.checked.text(words[at])
+        if name in REALS:
+            return REAL
+        if size == 1:
+            signed = coding & INT_SIGNED or name == b"signed char" or (name == b"char" and not self._char_signs)
+            return SIGNED_CHAR if signed else UNSIGNED_CHAR
+        return SIGNED if coding & INT_SIGNED else UNSIGNED
+
     def pointer(self, target: int) -> bytes:
         """Return the entry of a pointer to the type at the place `target`, 0 for void."""
         size = self.checked.pointer_size
@@ -324,15 +343,6 @@ class TypeEntries:
         else:
             bound = pack[Entry.SUBRANGE_OPEN].pack(Entry.SUBRANGE_OPEN)
         return pack[Entry.ARRAY].pack(Entry.ARRAY, element) + bound + END
-
-
-def _encoding(size: int, coding: int) -> int:
-    """Return the DW_ATE_* of an INT."""
-    if coding & INT_BOOL:
-        return BOOLEAN
-    if size == 1:
-        return SIGNED_CHAR if coding & INT_SIGNED else UNSIGNED_CHAR
-    return SIGNED if coding & INT_SIGNED else UNSIGNED
 
 
 def _sleb128(value: int) -> bytes:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from kvm_dbg.debuginfo.btf import KEYWORDS, PLAIN
-from kvm_dbg.debuginfo.btf_data import KIND_MASK, PREFIXES, BtfData
+from kvm_dbg.debuginfo.btf import KEYWORDS, PLAIN, BtfTypes
+from kvm_dbg.debuginfo.btf_data import KIND_MASK, PREFIXES
 from kvm_dbg.debuginfo.c_integer import other_spellings
 from kvm_dbg.kernel_file.dwarf_abbrev import Entry
 from kvm_dbg.kernel_file.dwarf_type import TypeEntries
 
-TEXT: Final = re.compile(r"((?:(?:struct|union|enum) )?\w+(?: \w+)*?)((?: ?(?:const\b|volatile\b|\*|\[\d*\]))*)")
-STEP: Final = re.compile(r"const|volatile|\*|\[\d*\]")
+TEXT: Final = re.compile(r"((?:(?:struct|union|enum) )?\w+(?: \w+)*?)((?: ?(?:const\b|volatile\b|\*|\[\w*\]))*)")
+STEP: Final = re.compile(r"const|volatile|\*|\[\w*\]")
+MAX_LENGTH = 1 << 20  # of an array
 QUALIFIERS: Final = {
     "const": (Entry.CONST, Entry.CONST_VOID), "volatile": (Entry.VOLATILE, Entry.VOLATILE_VOID),
 }  # fmt: skip
@@ -22,14 +23,14 @@ class DeclaredTypes:
     """Types made of those of a BTF section; what had to be made for them is in `parts`.
 
     Args:
-        data: the section.
+        types: those of the section.
         entries: its entries.
         at: where in .debug_info `parts` will be.
     """
 
-    def __init__(self, data: BtfData, entries: TypeEntries, at: int) -> None:
+    def __init__(self, types: BtfTypes, entries: TypeEntries, at: int) -> None:
         self.parts: list[bytes] = []
-        self._data = data
+        self._types = types
         self._entries = entries
         self._at = at
         self._made: dict[tuple[str, int, int], int] = {}
@@ -38,7 +39,8 @@ class DeclaredTypes:
         """Return the place of a type's entry; None if BTF does not have it, or if it is larger than its symbol.
 
         Args:
-            text: such as "char const * []"; an array without a length has what fits into the symbol.
+            text: such as "char const *[MIGRATE_TYPES]", where the length is an enumerator; an array without a length
+                has what fits into the symbol.
             symbol_size: in bytes; 0 if it is not known, and then nothing is too large.
         """
         matched = TEXT.fullmatch(text)
@@ -51,14 +53,20 @@ class DeclaredTypes:
         for step in STEP.findall(matched[2]):
             count = 0
             if step[0] == "[":
-                if size <= 0:
+                length = self._length(step[1:-1]) if step != "[]" else symbol_size // max(size, 1)
+                if size <= 0 or length is None:
                     return None
-                count = int(step[1:-1] or 0) or symbol_size // size
+                count = length
                 size *= count
             elif step == "*":
                 size = self._entries.checked.pointer_size
             place = self._make(step[0], place, count) if step[0] in "[*" else self._make(step, place, 0)
         return None if size < 0 or 0 < symbol_size < size else place
+
+    def _length(self, text: str) -> int | None:
+        """Return a length that is a number or an enumerator, None if BTF does not have that or it cannot be one."""
+        found = int(text) if text.isdigit() else self._types.find_enumerator(text)
+        return found if found is not None and 0 < found <= MAX_LENGTH else None
 
     def _find_base(self, name: str) -> tuple[int, int] | None:
         """Return (place, size in bytes) of a type that BTF has by name."""
@@ -68,7 +76,7 @@ class DeclaredTypes:
             keyword, _, tag = spelling.partition(" ")
             kinds = KEYWORDS.get(keyword, PLAIN)
             wanted = (spelling if kinds is PLAIN else tag).encode()
-            for type_id in self._data.find_ids(PREFIXES[kinds[0]], wanted):
+            for type_id in self._types.data.find_ids(PREFIXES[kinds[0]], wanted):
                 if not checked.first_id <= type_id < checked.broken_id or checked.sizes[type_id] <= 0:
                     continue
                 at = checked.places[type_id - checked.first_id]

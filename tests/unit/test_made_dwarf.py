@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any
 
@@ -71,6 +72,16 @@ def test_scalars(btf: BtfWriter) -> None:
         "__int128": (16, 5),
         "double": (8, 4),
     }
+
+
+def test_scalars_of_writers_that_lost_the_signs_of_chars() -> None:
+    """As pahole 1.18 wrote them for Linux 5.10, where gcc's DWARF says signed_char (6), unsigned_char (8), float (4)."""
+    btf = BtfWriter()
+    for name, size in (("char", 1), ("signed char", 1), ("unsigned char", 1), ("double", 8)):
+        btf.integer(name, size)
+    read = made(btf)
+    found = [value(read.find(name), "encoding") for name in ("char", "signed char", "unsigned char", "double")]
+    assert found == [6, 6, 8, 4]
 
 
 def test_links(btf: BtfWriter) -> None:
@@ -287,14 +298,9 @@ def test_each_declaration_is_understood(btf: BtfWriter) -> None:
     """Every written type is found where its words name types; the base types stand for themselves."""
     names = [name for variables in DECLARATIONS.values() for name in variables]
     assert len(names) == len(set(names)) > 200
-    bases = {}
-    for variables in DECLARATIONS.values():
-        for name, declared in variables.items():
-            head = declared.replace("*", " ").replace("[", " [").split(" [")[0]
-            words = [word for word in head.split() if word not in ("const", "volatile")]
-            bases[name] = " ".join(words)
-    made_types = {"int", "char", "void", "unsigned long"}
-    for base in sorted(set(bases.values()) - made_types):
+    every = {declared for variables in DECLARATIONS.values() for declared in variables.values()}
+    bases = {re.sub(r"( ?(const\b|volatile\b|\*|\[\w*\]))*$", "", declared) for declared in every}
+    for base in sorted(bases - {"int", "char", "void", "unsigned long"}):
         keyword, _, tag = base.partition(" ")
         if keyword in ("struct", "union"):
             btf.struct(tag, 1, [], kind=STRUCT if keyword == "struct" else UNION)
@@ -302,6 +308,8 @@ def test_each_declaration_is_understood(btf: BtfWriter) -> None:
             btf.enum(tag, [(f"{tag}_", 1)])
         else:
             btf.integer(base, 4)
+    lengths = sorted({length for text in every for length in re.findall(r"\[([A-Za-z_]\w*)\]", text)})
+    btf.enum("", [(length, 2) for length in lengths])
     symbols = [symbol(name, 0x100000 * (number + 1), 0x10000, "D") for number, name in enumerate(names)]
     assert set(made(btf, *symbols).names("variable")) == set(names)
 
