@@ -2,7 +2,8 @@
 
 Two passes over checked records: the first one finds out where each entry will be, the second one writes them. What a
 debugger shows is what gcc's own DWARF makes it show, but for what BTF does not keep: an array of several dimensions
-is one of all its elements. Writers of before pahole 1.20 had no FLOAT, and lost the signs of all chars; where "signed
+is one of all its elements, and `[]` at a struct's end is `[0]` (a length that is open within a struct would make gdb
+refuse `ptype/o`). Writers of before pahole 1.20 had no FLOAT, and lost the signs of all chars; where "signed
 char" itself has none, char is taken to be signed, as it is on x86 in kernels before 6.2 (3bc753c06dd0).
 
 Facts: DWARF version 5, chapter 5 (types), 7.8 (encodings), 7.6 (LEB128).
@@ -180,7 +181,7 @@ class TypeEntries:
             elif kind == TYPEDEF:
                 at += size_of[Entry.TYPEDEF_VOID if words[place + 2] in voids else Entry.TYPEDEF]
             elif kind == ARRAY:
-                at += 1 + size_of[Entry.ARRAY] + size_of[Entry.SUBRANGE if words[place + 5] else Entry.SUBRANGE_OPEN]
+                at += 1 + size_of[Entry.ARRAY] + size_of[Entry.SUBRANGE]
             elif kind in (ENUM, ENUM64):
                 count = words[place + 1] & VLEN_MASK
                 if not count:
@@ -335,10 +336,10 @@ class TypeEntries:
             return self.pack[Entry.POINTER].pack(Entry.POINTER, size, target)
         return self.pack[Entry.POINTER_VOID].pack(Entry.POINTER_VOID, size)
 
-    def array(self, element: int, count: int) -> bytes:
-        """Return the entry of an array of `count` elements (0: unknown) whose type is at the place `element`."""
+    def array(self, element: int, count: int | None) -> bytes:
+        """Return the entry of an array of `count` elements (None: unknown) whose type is at the place `element`."""
         pack = self.pack
-        if count:
+        if count is not None:
             bound = pack[Entry.SUBRANGE].pack(Entry.SUBRANGE, count)
         else:
             bound = pack[Entry.SUBRANGE_OPEN].pack(Entry.SUBRANGE_OPEN)

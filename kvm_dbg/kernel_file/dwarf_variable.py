@@ -33,7 +33,7 @@ class DeclaredTypes:
         self._types = types
         self._entries = entries
         self._at = at
-        self._made: dict[tuple[str, int, int], int] = {}
+        self._made: dict[tuple[str, int, int | None], int] = {}
 
     def find(self, text: str, symbol_size: int) -> int | None:
         """Return the place of a type's entry; None if BTF does not have it, or if it is larger than its symbol.
@@ -51,16 +51,16 @@ class DeclaredTypes:
             return None
         place, size = found
         for step in STEP.findall(matched[2]):
-            count = 0
+            count = None
             if step[0] == "[":
                 length = self._length(step[1:-1]) if step != "[]" else symbol_size // max(size, 1)
                 if size <= 0 or length is None:
                     return None
-                count = length
-                size *= count
+                count = length or None
+                size *= length
             elif step == "*":
                 size = self._entries.checked.pointer_size
-            place = self._make(step[0], place, count) if step[0] in "[*" else self._make(step, place, 0)
+            place = self._make(step[0] if step[0] == "[" else step, place, count)
         return None if size < 0 or 0 < symbol_size < size else place
 
     def _length(self, text: str) -> int | None:
@@ -84,7 +84,7 @@ class DeclaredTypes:
                     return self._entries.places[type_id], checked.sizes[type_id]
         return None
 
-    def _make(self, step: str, target: int, count: int) -> int:
+    def _make(self, step: str, target: int, count: int | None) -> int:
         """Return the place of an entry that is one step from the entry at `target`."""
         key = (step, target, count)
         if key not in self._made:

@@ -75,7 +75,7 @@ def test_scalars(btf: BtfWriter) -> None:
 
 
 def test_scalars_of_writers_that_lost_the_signs_of_chars() -> None:
-    """As pahole 1.18 wrote them for Linux 5.10, where gcc's DWARF says signed_char (6), unsigned_char (8), float (4)."""
+    """As pahole 1.18 wrote them for Linux 5.10, where gcc says signed_char (6), unsigned_char (8), float (4)."""
     btf = BtfWriter()
     for name, size in (("char", 1), ("signed char", 1), ("unsigned char", 1), ("double", 8)):
         btf.integer(name, size)
@@ -142,7 +142,7 @@ def test_structs_and_unions(btf: BtfWriter) -> None:
         ("next", "struct node *", 0),
         (None, "union {}", 8),
         ("name", "char [8]", 16),
-        ("rest", "int []", 24),
+        ("rest", "int [0]", 24),
     ]
     [union] = [die for die in read.entries if die.tag == "DW_TAG_union_type" and "DW_AT_name" not in die.attributes]
     assert members(union) == [("whole", "long unsigned int", 0), (None, "struct {}", 0)]
