@@ -9,13 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.debuginfo.base import TypeTable
 from kvm_dbg.debuginfo.value import Value
 from kvm_dbg.image.base import MemoryImage, Note, PartialRead, Range
 from kvm_dbg.symbols.base import SymbolTable
+
+if TYPE_CHECKING:
+    from kvm_dbg.debuginfo.btf import BtfTypes
 
 
 class Kernel(ABC):
@@ -500,6 +503,12 @@ class OperatingSystem(Protocol):
         """Yield the rules for the kernel's own code, or for that of its modules; none where there are no such tables.
 
         What the image lacks is no error: a table says what is missing of it.
+        """
+
+    def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
+        """Yield (name, types of its own) of each module that has such; `types` are the kernel's.
+
+        Modules whose types cannot be read are passed over.
         """
 
     def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:

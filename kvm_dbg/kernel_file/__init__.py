@@ -2,8 +2,9 @@
 
     symbol.py       the symbol table: kallsyms, of the kernel and of its modules
     frame.py        unwind rules (.debug_frame): ORC, said in DWARF
-    declaration.py  types, functions and variables that have one, from BTF
-    dwarf.py        their DWARF: .debug_info, .debug_abbrev, .debug_str, ...
+    debug_info.py   what of types, functions and variables the image knows
+    dwarf.py        their DWARF, made from BTF: .debug_info, .debug_abbrev, .debug_str (dwarf_*.py: its parts)
+    declaration.py  the types of variables, which BTF lacks
     elf_writer.py   sections, program headers and notes, written down
 
 The text itself is not in it: its sections are SHT_NOBITS, and a debugger reads them from the image.
@@ -12,13 +13,13 @@ Addresses. The kernel's own part has link-time addresses, those of the image min
 every image of one build and is placed by debuggers as vmlinux is. Modules are wherever they were loaded: their part
 has run-time addresses, and is a file of its own unless the kernel's part has run-time addresses as well (slide 0).
 
-`dwarf.make_dwarf` returns the sections of debug information by name, without those that are made here; each address
-in them is a run-time address minus `slide`, that of a per-CPU variable its offset in the per-CPU area, unchanged.
+The debug information has the same addresses as the symbols: run-time ones minus `slide`, and of a per-CPU variable its
+offset in the per-CPU area, unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.elf import SHT_PROGBITS
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem, UnwindTable
     from kvm_dbg.symbols.base import SymbolColumns
 
-LAYOUT = 1  # of what is kept in caches: raise it when what is made changes
+LAYOUT = 2  # of what is kept in caches: raise it when what is made changes
 
 
 class MadeFile(NamedTuple):
@@ -57,7 +58,8 @@ def make_kernel_file(
     own: bool = True,
     modules: bool = True,
     without: Collection[str] = (),
-    debug_sections: Mapping[str, bytes] | None = None,
+    types: bool = True,
+    parameter_names: bool = False,
 ) -> MadeFile:
     """Return a file for debuggers.
 
@@ -68,7 +70,8 @@ def make_kernel_file(
         own: with the kernel's own symbols and unwind rules.
         modules: with those of its modules.
         without: modules whose symbols a debugger has from elsewhere; it gets their unwind rules all the same.
-        debug_sections: more sections by name, of DWARF.
+        types: with debug information made from BTF; only with the kernel's own part.
+        parameter_names: functions' parameters have their names in it, see `dwarf.make_dwarf`.
 
     Raises:
         UnsupportedError: the processor is none of 64 bits, little-endian.
@@ -108,7 +111,13 @@ def make_kernel_file(
         rules = frame.make_debug_frame(tables, slide, user=not slide)
         if rules:
             sections.append(Section(".debug_frame", SHT_PROGBITS, rules, align=8))
-    sections += [Section(name, SHT_PROGBITS, data) for name, data in (debug_sections or {}).items()]
+    if own and types:
+        from kvm_dbg.kernel_file.debug_info import make_debug_sections
+
+        made = make_debug_sections(
+            kernel, system, areas, slide, modules=modules, parameter_names=parameter_names, problems=problems
+        )
+        sections += [Section(name, SHT_PROGBITS, data) for name, data in made.items()]
     sections += placed.sections
     return MadeFile(
         write_elf(sections, arch.elf_machine), tuple(problems), len(joined.names) - placed.homeless, len(names)

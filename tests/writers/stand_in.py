@@ -15,6 +15,7 @@ from typing import Any
 from kvm_dbg.arch.x86_64 import X86_64
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.debuginfo.base import Type, TypeTable
+from kvm_dbg.debuginfo.btf import BtfTypes
 from kvm_dbg.errors import CommandError, FileAccessError, NotMappedError
 from kvm_dbg.image.base import BytesImage, PartialRead, Presence, Range
 from kvm_dbg.image.overlay import OverlayImage
@@ -167,6 +168,9 @@ class StandInSystem:
         return Sources("a table of its own", kernel.types.source, None)
 
     def for_each_check(self, kernel: StandInKernel, command: str | None = None) -> Iterator[Check]:
+        yield from ()
+
+    def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
         yield from ()
 
     def for_each_area(self, kernel: StandInKernel, *, modules: bool) -> Iterator[Area]:

@@ -16,6 +16,7 @@ import pytest
 
 from kvm_dbg.arch.base import Paging
 from kvm_dbg.arch.x86_64 import X86_64
+from kvm_dbg.debuginfo.btf import BtfTypes
 from kvm_dbg.errors import CommandError, CorruptError, KernelNotFoundError, NotInImageError
 from kvm_dbg.image.base import MemoryImage, Note
 from kvm_dbg.kernel import Identity
@@ -356,6 +357,9 @@ class LittleSystem:
     def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
         if not modules:
             yield UnwindTable([TEXT, TEXT + 4], TEXT + 64, [8, 16], lambda size: UnwindRow(0, 0, "call", "rsp", size))
+
+    def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
+        yield from ()
 
     def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
         if modules:

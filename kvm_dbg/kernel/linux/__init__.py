@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kvm_dbg.debuginfo.btf import BtfTypes
     from kvm_dbg.image.base import Note
     from kvm_dbg.kernel.base import (
         AddressSpaceReader,
@@ -141,6 +142,11 @@ class _Linux:
         from kvm_dbg.kernel.linux.orc_table import for_each_unwind_table
 
         return for_each_unwind_table(kernel, modules=modules)
+
+    def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
+        from kvm_dbg.kernel.linux.module_types import for_each_module_types
+
+        return for_each_module_types(kernel, types)
 
     def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
         from kvm_dbg.kernel.linux.area import for_each_area, for_each_module_area
