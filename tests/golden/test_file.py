@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import OpenFile
 from kvm_dbg.kernel.linux.layout import decode_text
 from tests.golden.subject import Subject
 
-IMAGE_IS_ENOUGH = True
+
+@pytest.fixture
+def subject(either: Subject) -> Subject:
+    """Everything here is asked of the image alone as well."""
+    return either
 
 
 def test_files_equal_proc(subject: Subject) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from kvm_dbg.errors import NotInImageError
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import Process
@@ -12,7 +14,12 @@ from kvm_dbg.kernel.linux.layout import decode_text
 from tests.golden.subject import TRANSIENT, Subject
 from tests.lab import ProcessTruth
 
-IMAGE_IS_ENOUGH = True
+
+@pytest.fixture
+def subject(either: Subject) -> Subject:
+    """Everything here is asked of the image alone as well."""
+    return either
+
 
 TICK = 100  # clock ticks in a second, as /proc has them
 

@@ -15,7 +15,12 @@ from tests.golden.sample import Sample
 from tests.golden.subject import Subject
 from tests.sample import ARCHIVE
 
-IMAGE_IS_ENOUGH = True
+
+@pytest.fixture
+def subject(either: Subject) -> Subject:
+    """Everything here is asked of the image alone as well."""
+    return either
+
 
 PROC_LINE = re.compile(r"\[<0>\] (\S+?)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?")
 LOG_PREFIX = re.compile(r"^\[[ .\d]+\](?:\[ *\w+\])?")

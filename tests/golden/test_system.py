@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import LogRecord
 from kvm_dbg.kernel.linux.module import for_each_module_record
 from kvm_dbg.kernel.linux.symbolize import read_module_symbols
 from tests.golden.subject import Subject
 
-IMAGE_IS_ENOUGH = True
+
+@pytest.fixture
+def subject(either: Subject) -> Subject:
+    """Everything here is asked of the image alone as well."""
+    return either
 
 
 def format_record(record: LogRecord, *, caller: bool) -> str:

@@ -9,7 +9,12 @@ from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import Kernel, MemoryMapping
 from tests.golden.subject import MOVERS, Subject, find_subject
 
-IMAGE_IS_ENOUGH = True
+
+@pytest.fixture
+def subject(either: Subject) -> Subject:
+    """Everything here is asked of the image alone as well."""
+    return either
+
 
 PATH_COLUMN = 73  # fs/proc/task_mmu.c pads what comes before the name
 
