@@ -11,6 +11,8 @@ from kvm_dbg_gdb_setting import Setup, quiet, quoted, warn
 
 import gdb
 
+INDEX_IN_BACKGROUND = 15  # the first version that writes its index beside its work
+
 
 def cache_directory() -> str | None:
     """Return the directory of this gdb's index cache, made if need be; None where none can be."""
@@ -110,10 +112,15 @@ class SymbolFiles:
         if directory is not None:
             setup.change("index-cache directory", directory)
             setup.change("index-cache enabled", "on")
+        where, sections = "-o {}".format(ready["slide"]), dict.fromkeys(ready["zero_based"], "0x0")
+        known = os.listdir(directory) if directory is not None else []
         try:
-            self.add(path, "-o {}".format(ready["slide"]), dict.fromkeys(ready["zero_based"], "0x0"))
+            self.add(path, where, sections)
             if directory is not None:
                 self._finish_index(path, directory)
+                if int(gdb.VERSION.partition(".")[0]) < INDEX_IN_BACKGROUND and os.listdir(directory) != known:
+                    self.remove()  # what has made an index goes on without it, and looks names up for half a minute
+                    self.add(path, where, sections)
         finally:
             setup.restore()
 
@@ -166,12 +173,16 @@ class SymbolFiles:
         if plan and not loaded:
             raise gdb.GdbError("no module's symbols could be loaded")
 
+    def remove(self) -> None:
+        """Remove what was added last."""
+        with contextlib.suppress(gdb.error):  # the user may have removed it
+            quiet(f"remove-symbol-file {quoted(self._paths.pop())}")
+
     def unload(self) -> None:
         """Remove everything that was loaded, and put back what was there."""
         self._modules = None
         while self._paths:
-            with contextlib.suppress(gdb.error):  # the user may have removed it
-                quiet(f"remove-symbol-file {quoted(self._paths.pop())}")
+            self.remove()
         if self._replaced is not None:
             with contextlib.suppress(gdb.error):
                 quiet(f"symbol-file {quoted(self._replaced)}")

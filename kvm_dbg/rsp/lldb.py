@@ -8,10 +8,8 @@ permissions, then nothing up to the kernel's half, which is readable and executa
 from __future__ import annotations
 
 from binascii import hexlify
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from kvm_dbg.rsp.session import DebuggerSession
+from kvm_dbg.rsp.session import DebuggerSession, printable
 
 USER_END = 0x7F00_0000_0000
 KERNEL_START = 0xFF00_0000_0000_0000
@@ -41,14 +39,26 @@ def reply_to_lldb(session: DebuggerSession, name: bytes, packet: bytes) -> bytes
     return b""
 
 
-def stop_reply(session: DebuggerSession, tid: int, core: bytes) -> bytes:
+def refuse_to_run(session: DebuggerSession, packet: bytes, text: str) -> bytes:
+    """Return the reply to an order to run: the thread has stopped at once, and the reason that lldb shows is `text`.
+
+    An error would be the end: lldb takes it for a lost connection.
+    """
+    action = packet.partition(b";")[2].partition(b";")[0]  # vCont;s:1f;c
+    tid = session.thread_of(action.partition(b":")[2]) if b":" in action else next(iter(session.target.threads))
+    return stop_reply(session, tid, b"", text)
+
+
+def stop_reply(session: DebuggerSession, tid: int, core: bytes, why: str = "") -> bytes:
     """Return why a thread is stopped, its name, and the registers that lldb wants of every thread.
 
-    Only the first thread has a reason: lldb shows every thread that has one whenever it shows a stop.
+    Only the first thread has a reason, unless there is one to tell: lldb shows every thread that has one whenever it
+    shows a stop.
     """
     target = session.target
     thread = target.threads[tid]
-    signal = 5 if tid == next(iter(target.threads)) else 0
+    signal = 5 if why or tid == next(iter(target.threads)) else 0
+    reason = b"reason:exception;description:%b;" % hexlify(why.encode()) if why else b""
     expedited = b"".join(
         [
             b"%02x:%b;" % (number, target.description.encode(register, thread.registers))
@@ -56,8 +66,8 @@ def stop_reply(session: DebuggerSession, tid: int, core: bytes) -> bytes:
             if register.generic in ("pc", "sp", "fp") and register.name in thread.registers
         ]
     )
-    name = hexlify(thread.name.encode("utf-8", "replace"))
-    return b"T%02xthread:%x;%bhexname:%b;%b" % (signal, tid, core, name, expedited)
+    name = hexlify(printable(thread.name).encode("utf-8", "replace"))
+    return b"T%02xthread:%x;%b%bhexname:%b;%b" % (signal, tid, reason, core, name, expedited)
 
 
 def _region(address: int) -> bytes:

@@ -181,7 +181,7 @@ class DebuggerSession:
         describe = self.target.describe
         for tid, thread in self.target.threads.items():
             core = "" if thread.cpu is None else f' core="{thread.cpu}"'
-            name = quoted(_printable(thread.name))
+            name = quoted(printable(thread.name))
             lines.append(f'<thread id="{tid:x}"{core} name={name}>{describe(thread)}</thread>')
         lines.append("</threads>\n")
         return "\n".join(lines).encode()
@@ -303,6 +303,10 @@ class DebuggerSession:
     def _resume(self, packet: bytes) -> bytes:
         if packet == b"vCont?":
             return b"vCont;c;C;s;S"
+        if self.client == "lldb":
+            from kvm_dbg.rsp.lldb import refuse_to_run
+
+            return refuse_to_run(self, packet, NOT_RUNNING)
         return self.error_text(NOT_RUNNING)
 
     def _breakpoint(self, _packet: bytes) -> bytes:
@@ -345,8 +349,8 @@ def _console(text: str) -> Iterator[bytes]:
         yield b"O" + hexlify(text[start : start + OUTPUT_PIECE].encode("utf-8", "backslashreplace"))
 
 
-def _printable(name: str) -> str:
-    """Return the name without what XML 1.0 cannot hold."""
+def printable(name: str) -> str:
+    """Return the name without what XML 1.0 cannot hold and a terminal would obey."""
     return "".join([character if character.isprintable() else "?" for character in name])
 
 

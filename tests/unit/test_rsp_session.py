@@ -312,6 +312,16 @@ def test_it_does_not_run(packet: bytes) -> None:
     assert make().ask(packet).startswith(b"E.this kernel is not running")
 
 
+@pytest.mark.parametrize(("packet", "thread"), [(b"c", 41), (b"vCont;c", 41), (b"vCont;s:1", 1), (b"vCont;s:2;c", 2)])
+def test_lldb_is_told_by_a_stop_for_an_error_would_end_its_process(packet: bytes, thread: int) -> None:
+    """The keys are those of lldb's documentation of stop replies (docs/resources/lldbgdbremote)."""
+    reply = make(LLDB_14).ask(packet)
+    keys = dict(pair.split(b":") for pair in reply[3:].rstrip(b";").split(b";"))
+    assert reply.startswith(b"T05")
+    assert (int(keys[b"thread"], 16), keys[b"reason"]) == (thread, b"exception")
+    assert bytes.fromhex(keys[b"description"].decode()).startswith(b"this kernel is not running")
+
+
 def test_breakpoints() -> None:
     assert make().ask(b"Z0,%x,1" % TEXT) == b"OK"
     assert make(LLDB_14).ask(b"Z0,%x,1" % TEXT).startswith(b"E.")
