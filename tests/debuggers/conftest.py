@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.debuggers.debugger import ROOT
+from tests.debuggers.debugger import DEBUGGERS, ROOT, Found, find
 from tests.debuggers.driver import Gdb, Lldb
+from tests.debuggers.neutral import Subject
+from tests.debuggers.plugin import CACHE
 from tests.sample import unpack_sample
 
 ADAPTER = ROOT / "gdb" / "kvm_dbg_gdb.py"
@@ -32,6 +35,22 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     folder = tmp_path_factory.mktemp("demo")
     unpack_sample(folder)
     return Demo(folder / "vmlinux", folder / "vmcore", folder / "modules")
+
+
+@pytest.fixture(params=DEBUGGERS, ids=lambda debugger: debugger.name, scope="session")
+def debugger(request: pytest.FixtureRequest) -> Found:
+    """Return one debugger after the other."""
+    found = find(request.param)
+    if not isinstance(found, Found):
+        pytest.skip(found.reason)
+    return found
+
+
+@pytest.fixture
+def subject(debugger: Found, tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Subject]:
+    """Return a debugger, whichever, whose adapter starts this package."""
+    with Subject(debugger, tmp_path, pytestconfig.stash[CACHE]) as found:
+        yield found
 
 
 @pytest.fixture
@@ -58,7 +77,7 @@ def stand_in(gdb: Gdb, tmp_path: Path) -> Gdb:
     return gdb
 
 
-def use_stand_in(gdb: Gdb | Lldb, folder: Path) -> None:
+def use_stand_in(gdb: Gdb | Lldb | Subject, folder: Path) -> None:
     """Let the adapter in `gdb` start the stand-in in the place of the package."""
     program = folder / "python-with-the-stand-in"
     program.write_text(f'#!/bin/sh\nshift 2\ncd {ROOT} && exec {sys.executable} -m tests.writers.stand_in "$@"\n')

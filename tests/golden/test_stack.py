@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import pytest
 
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import Frame, Kernel, Thread
 from kvm_dbg.kernel.linux.wchan import SECTIONS
+from tests.call_trace import Place, Trace, proc_stack, trace_of
 from tests.golden.sample import Sample
 from tests.golden.subject import Subject
 from tests.sample import ARCHIVE
@@ -22,26 +21,14 @@ def subject(either: Subject) -> Subject:
     return either
 
 
-PROC_LINE = re.compile(r"\[<0>\] (\S+?)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?")
-LOG_PREFIX = re.compile(r"^\[[ .\d]+\](?:\[ *\w+\])?")
-LOG_LINE = re.compile(r"(\S+?)\+0x([0-9a-f]+)/0x[0-9a-f]+(?: \[(\w+)\])?")
-LOG_INTERRUPTED = re.compile(r"RIP: (\w{4}):(.*)")
-LOG_REGISTER = re.compile(r"\b(R|EFLAGS)0?(\w*): (?:\w{4}:)?([0-9a-f]{8,16})\b")
-HEADING = re.compile(r"<(/?)(\S+)>")
 PANICKING = ("sysrq_handle_crash", "unknown_nmi_error")  # who calls panic() in the lab's guests
 WRITER = 1  # init writes the truth down: it sees its own stack from within
 RCU = (b"rcu_preempt", b"rcu_sched")  # wakes up every few milliseconds, without a tick of CPU time to show for it
-
-Place = tuple[str | None, int, str | None]
 
 
 def places(frames: Iterable[Frame]) -> list[Place]:
     """Return function, offset and module of the frames in the kernel."""
     return [(frame.name, frame.offset, frame.module) for frame in frames if frame.stack != "USER"]
-
-
-def matched(match: re.Match[str]) -> Place:
-    return match[1], int(match[2], 16), match[3]
 
 
 def stacks(kernel: Kernel) -> dict[int, tuple[Thread, list[Frame]]]:
@@ -67,8 +54,7 @@ def test_stacks_of_sleeping_tasks_equal_proc(subject: Subject) -> None:
             if thread.on_cpu or f"proc/{process.pid}/stat" in subject.dump.moved:
                 continue
             shown = [frame for frame in frames if not any(start <= frame.pc < end for start, end in left_out)]
-            lines = [PROC_LINE.fullmatch(line) for line in lwp.stack.decode().splitlines()]
-            assert places(shown) == [matched(line) for line in lines if line], (lwp.comm, frames)
+            assert places(shown) == proc_stack(lwp.stack), (lwp.comm, frames)
             assert {frame.how for frame in frames} <= {"registers", "orc", "exception"}
             assert not any(frame.why for frame in frames)
             assert (frames[-1].stack == "USER") == (not process.kernel_thread)
@@ -111,51 +97,6 @@ def test_what_cpus_run_ends_in_user_space_or_where_the_cpu_began(subject: Subjec
         assert last.name in idle if thread.pid == 0 else last.stack == "USER" or last.name in forked
         if not subject.crashed:
             assert "scan" not in {frame.how for frame in frames}
-
-
-class TraceFrame(NamedTuple):
-    """A line of a call trace: the stack under whose heading it stands, and the place."""
-
-    stack: str
-    place: Place
-
-
-class Trace(NamedTuple):
-    """A call trace in the log: its certain frames, and what it says of the registers that an exception saved.
-
-    interrupted: index of a frame in `frames` to its registers; the frame of user space has the index after the last.
-    """
-
-    frames: list[TraceFrame]
-    interrupted: dict[int, dict[str, int]]
-
-
-def trace_of(lines: Iterable[str]) -> Trace:
-    """Return the last call trace in a log. Kernels before 5.16 have no heading for the task's own stack."""
-    trace = Trace([], {})
-    stack = ""
-    registers: dict[str, int] = {}
-    for line in lines:
-        text = LOG_PREFIX.sub("", line).strip()
-        if text == "Call Trace:":
-            trace, stack = Trace([], {}), "TASK"
-        elif not stack:
-            continue
-        elif heading := HEADING.fullmatch(text):
-            stack = "TASK" if heading[1] else heading[2]
-        elif match := LOG_LINE.fullmatch(text):
-            trace.frames.append(TraceFrame(stack, matched(match)))
-        elif interrupted := LOG_INTERRUPTED.fullmatch(text):
-            registers = trace.interrupted[len(trace.frames)] = {"cs": int(interrupted[1], 16)}
-            if match := LOG_LINE.fullmatch(interrupted[2]):
-                trace.frames.append(TraceFrame(stack, matched(match)))
-            else:
-                registers["rip"] = int(interrupted[2], 16)
-        elif trace.interrupted and not text.startswith("Code:"):
-            registers |= {(r + n).lower(): int(value, 16) for r, n, value in LOG_REGISTER.findall(text)}
-            if text.startswith("R13:") and registers["cs"] & 3:
-                return trace
-    return trace
 
 
 def panic_trace(subject: Subject) -> Trace:
