@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.debuggers.asked import Asked, ask
+from tests.debuggers.case import CASES, Case, find_case
 from tests.debuggers.debugger import DEBUGGERS, ROOT, Found, find
 from tests.debuggers.driver import Gdb, Lldb
 from tests.debuggers.neutral import Subject
@@ -44,6 +46,19 @@ def debugger(request: pytest.FixtureRequest) -> Found:
     if not isinstance(found, Found):
         pytest.skip(found.reason)
     return found
+
+
+@pytest.fixture(params=CASES, scope="session")
+def case(request: pytest.FixtureRequest) -> Case:
+    """Return one dump of the lab after the other."""
+    return find_case(request.param)
+
+
+@pytest.fixture(scope="session")
+def asked(debugger: Found, case: Case, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Asked:
+    """Return what a debugger says of a dump, which it opens once in a run."""
+    with Subject(debugger, tmp_path_factory.mktemp("asked"), pytestconfig.stash[CACHE]) as subject:
+        return ask(subject, case)
 
 
 @pytest.fixture

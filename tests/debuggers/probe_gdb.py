@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class GdbProbe(Probe):
         return int(gdb.kvm_dbg_session.server.ready["pid"])  # type: ignore[attr-defined]
 
     def state(self) -> Any:
-        files = sorted(str(objfile.filename) for objfile in gdb.objfiles())
+        files = sorted(os.path.basename(str(objfile.filename)) for objfile in gdb.objfiles())
         return [[str(gdb.parameter(name)) for name in SETTINGS if has_setting(name)], files, len(self._threads())]
 
     def threads(self) -> list[list[Any]]:
