@@ -137,7 +137,7 @@ SPELLINGS = {
         "gdb.kvm_dbg_session",
     ),
     "lldb": Spelling(
-        ("--no-lldbinit", "-Q"),
+        ("--no-lldbinit", "-Q", "-O", "settings set auto-confirm true"),
         ("-b",),
         "-o",
         f"command script import {ROOT / 'lldb' / 'kvm_dbg_lldb.py'}",
@@ -163,7 +163,7 @@ class Subject:
         self.env = clean_environment(home, cache)
         self.env["KVM_DBG_PYTHON"] = sys.executable
         self._runs = 0
-        self._talks: list[Talk] = []
+        self.talks: list[Talk] = []
 
     def ask(self, steps: Mapping[str, Step], timeout: float = TIMEOUT) -> Answers:
         """Take all steps in one batch run; one that fails does not stop the others.
@@ -193,7 +193,7 @@ class Subject:
     def talk(self) -> Talk:
         """Start a conversation, with the adapter loaded; it ends with the test."""
         talk = Talk(self)
-        self._talks.append(talk)
+        self.talks.append(talk)
         talk.do(self.spelling.adapter)
         return talk
 
@@ -203,7 +203,7 @@ class Subject:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for talk in self._talks:
+        for talk in self.talks:
             talk.dialogue.close()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from kvm_dbg.arch.x86_64 import X86_64
@@ -26,6 +27,7 @@ PAGE = 4096
 TEXT = 0xFFFFFFFF_82000000  # run-time address of _text
 SLIDE = 0x0100_0000
 KERNEL_PAGES = 64
+BUSY = ".busy"  # behind the image's name: the file that tells that the endless log is being read
 USER = 0x40_0000  # address that two processes have mapped, each to its own page
 KERNEL_BYTES = bytes((7 * index + (index >> 8)) & 0xFF for index in range(KERNEL_PAGES * PAGE))
 INIT_BYTES = b"init's page".ljust(PAGE, b"i")
@@ -155,9 +157,10 @@ class StandInSystem:
         return LoadAverage(0.5, 1.25, 2.0, 1, 5, 41)
 
     def for_each_log_record(self, kernel: StandInKernel) -> Iterator[Any]:
-        """Never end: what Ctrl-C is tried on."""
+        """Never end: what Ctrl-C is tried on. A file beside the image tells that it has begun."""
         from kvm_dbg.kernel.base import LogRecord
 
+        Path(kernel.image.paths[0] + BUSY).touch()
         sequence = 0
         while True:
             time.sleep(0.001)
