@@ -9,7 +9,7 @@ from kvm_dbg.image.base import Presence
 from tests.debuggers.case import TYPES, Case
 from tests.debuggers.neutral import Answers, Frame, Step, Subject, kvm, kvm_open, step
 
-COMMANDS = ("procs --threads --json", "loadavg", "mods --csv", "log --tail 5", "bt 2")
+COMMANDS = ("procs --threads --json", "loadavg", "lwps --csv", "log --tail 5", "bt 2")
 SYMBOLS = ("linux_banner", "init_task", "panic", "do_syscall_64", "vfs_write", "jiffies_64", "system_wq")
 INSTRUCTIONS = 8
 STRIDE = 16  # an expression with a type may take gdb 13 a tenth of a second

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.call_trace import Place, proc_stack, trace_of
+from tests.call_trace import Place, Trace, proc_stack, trace_of
 from tests.debuggers.child import run
 from tests.debuggers.debugger import ROOT, clean_environment
 from tests.debuggers.neutral import Frame
@@ -85,27 +85,50 @@ class Case:
             and lwp.state not in "RX"
             and tid not in (WRITER, panicked)
             and not lwp.comm.decode("latin-1").startswith(RESTLESS)
-            and not any(f"proc/{pid}/stat" in self.dump.moved for pid in self.processes_of(tid))
+            and f"proc/{self.process_of(tid)}/stat" not in self.dump.moved
         }
+
+    @functools.cached_property
+    def user_places(self) -> dict[int, int]:
+        """Return where threads that sleep in a system call came from: the last word of /proc/PID/task/TID/syscall.
+
+        proc_pid_syscall(5); threads of the kernel have zeros there.
+        """
+        found = {}
+        for tid in self.stacks:
+            words = self.truth.contents.get(f"proc/{self.process_of(tid)}/task/{tid}/syscall", b"").split()
+            if len(words) == 9 and int(words[-1], 16):
+                found[tid] = int(words[-1], 16)
+        return found
 
     @property
     def sleeper(self) -> int:
         """Return a thread that sleeps in a system call."""
         return next(tid for tid, places in self.stacks.items() if "do_syscall_64" in [place[0] for place in places])
 
-    def processes_of(self, tid: int) -> list[int]:
+    def process_of(self, tid: int) -> int:
         """Return the process that a thread belongs to."""
         processes = self.truth.processes.values()
-        return [process.pid for process in processes if any(lwp.tid == tid for lwp in process.lwps)]
+        return next(process.pid for process in processes if any(lwp.tid == tid for lwp in process.lwps))
 
     @functools.cached_property
-    def call_trace(self) -> list[Place]:
-        """Return the call trace that the guest printed when it panicked, from where it goes into panic()."""
+    def panic(self) -> Trace:
+        """The call trace that the guest printed when it panicked."""
         lines = self.dump.console.read_text(errors="replace").splitlines()
         crash = next(index for index, line in enumerate(lines) if "Kernel panic - not syncing" in line)
         end = next((index for index, line in enumerate(lines) if index > crash and "Linux version" in line), len(lines))
-        places = [frame.place for frame in trace_of(lines[crash:end]).frames]
+        return trace_of(lines[crash:end])
+
+    @property
+    def call_trace(self) -> list[Place]:
+        """Return where the panicking task was in the kernel, from the function on that called panic()."""
+        places = [frame.place for frame in self.panic.frames]
         return places[[place[0] for place in places].index("sysrq_handle_crash") :]
+
+    @property
+    def user_address(self) -> int:
+        """Return the address in user space that the panicking task called the kernel from."""
+        return self.panic.interrupted[len(self.panic.frames)]["rip"]
 
     def in_scheduler(self, pc: int) -> bool:
         """Return whether /proc leaves out what is at `pc`."""

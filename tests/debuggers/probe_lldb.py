@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,6 +72,17 @@ def find_type(name: str) -> Any:
     return found
 
 
+def machine_frames(frames: list[Any]) -> list[list[Any]]:
+    """Return groups of frames that are one in the machine: inlined functions, and the function that holds them."""
+    groups: list[list[Any]] = []
+    for frame in frames:
+        if groups and groups[-1][-1].IsInlined() and groups[-1][-1].GetCFA() == frame.GetCFA():
+            groups[-1].append(frame)
+        else:
+            groups.append([frame])
+    return groups
+
+
 class LldbProbe(Probe):
     """The operations in lldb's words."""
 
@@ -109,14 +119,13 @@ class LldbProbe(Probe):
             return found
         thread = process().GetSelectedThread()
         frames = [thread.GetFrameAtIndex(index) for index in range(min(thread.GetNumFrames(), MAX_FRAMES))]
-        for _, group in itertools.groupby(frames, lambda frame: frame.GetCFA()):
-            machine = list(group)
-            for frame in machine:
-                name, virtual = frame.GetFunctionName(), frame is not machine[-1]
+        for group in machine_frames([frame for frame in frames if not frame.IsArtificial()]):
+            for frame in group:
+                name, virtual = frame.GetFunctionName(), frame is not group[-1]
                 if not virtual and frame.IsInlined():
                     name = None  # lldb has lost the function around it
                 # One address for what is one frame in the machine: to what holds an inlined one lldb gives its call's.
-                row = [name, machine[0].GetPC(), virtual, None, None]
+                row = [name, group[0].GetPC(), virtual, None, None]
                 if with_lines:
                     place = frame.GetLineEntry()
                     row[3:] = [place.GetFileSpec().fullpath, place.GetLine()]

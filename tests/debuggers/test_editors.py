@@ -21,8 +21,8 @@ from tests.debuggers.child import Dialogue
 from tests.debuggers.conftest import Demo, children_of_tests
 from tests.debuggers.dap import DapClient
 from tests.debuggers.debugger import ROOT, Debugger, Found, clean_environment, find, of_kind
+from tests.debuggers.demo_truth import TRUTH, call_trace, kernel_symbols
 from tests.debuggers.plugin import CACHE
-from tests.debuggers.test_gdb_dump import TRUTH, call_trace, kernel_symbols
 
 PAGE = (ROOT / "docs" / "editors.md").read_text()
 ADAPTERS = (*of_kind("gdb", dap=True), *of_kind("lldb", dap=True))

@@ -19,7 +19,7 @@ from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.rsp.target import IDLE_BASE
 from tests.debuggers.conftest import SOURCE, Demo
 from tests.debuggers.driver import Gdb
-from tests.debuggers.test_gdb_dump import call_trace
+from tests.debuggers.demo_truth import call_trace
 from tests.golden.subject import Subject, find_subject
 from tests.golden.test_stack import trace_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kvm_dbg.commands import COMMANDS
 from tests.debuggers.conftest import IMPORT, Demo
+from tests.debuggers.demo_truth import TRUTH
 from tests.debuggers.driver import Lldb
-from tests.debuggers.test_gdb_dump import TRUTH
 from tests.debuggers.test_lldb_dump import evaluate, lldb_run
 
 NAMES = [command.name for command in COMMANDS]

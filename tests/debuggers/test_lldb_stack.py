@@ -12,7 +12,7 @@ import pytest
 
 from tests.debuggers.conftest import IMPORT, Demo
 from tests.debuggers.driver import Lldb
-from tests.debuggers.test_gdb_dump import user_registers
+from tests.debuggers.demo_truth import user_registers
 from tests.lab import Dump
 from tests.lab import find as find_dump
 

@@ -15,9 +15,9 @@ import pytest
 from tests.debuggers.child import Result
 from tests.debuggers.conftest import IMPORT, SOURCE, Demo
 from tests.debuggers.debugger import Found, find, of_kind
+from tests.debuggers.demo_truth import TRUTH
 from tests.debuggers.driver import Gdb, Lldb
 from tests.debuggers.plugin import CACHE
-from tests.debuggers.test_gdb_dump import TRUTH
 
 Run = Callable[..., Result]
 NAMES = sorted(line.split()[0] for line in (TRUTH / "modules").read_text().splitlines())
