@@ -17,11 +17,11 @@ import pytest
 
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.rsp.target import IDLE_BASE
+from tests.call_trace import trace_of
 from tests.debuggers.conftest import SOURCE, Demo
-from tests.debuggers.driver import Gdb
 from tests.debuggers.demo_truth import call_trace
+from tests.debuggers.driver import Gdb
 from tests.golden.subject import Subject, find_subject
-from tests.golden.test_stack import trace_of
 
 SCENARIOS = ("deb11-4level", "deb12-panic", "deb13-nmi", "bpo13-irq", "bpo13-4level")  # each kernel
 FRAMES = """

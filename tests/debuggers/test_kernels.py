@@ -113,6 +113,18 @@ def test_the_backtrace_of_the_panic_is_the_guests_call_trace(asked: Asked) -> No
     assert frames[inner - 1].function == "panic"
 
 
+def test_stacks_of_sleeping_threads_end_where_they_called_from(asked: Asked) -> None:
+    stacks = asked.answers.stacks("stacks")
+    places = asked.case.user_places
+    assert len(places) > 60
+    assert {tid: stacks[tid][-1].pc for tid in places} == places
+
+
+def test_the_panics_stack_ends_where_it_called_from(asked: Asked) -> None:
+    if asked.case.crashed:
+        assert asked.answers.stacks("stacks")[asked.answers["selected"]][-1].pc == asked.case.user_address
+
+
 def test_backtraces_have_source_lines(asked: Asked) -> None:
     """A process sleeps in a system call; the files are where Linux has them."""
     frames = {frame.function: frame for frame in asked.answers.frames("backtrace") if frame.in_kernel}

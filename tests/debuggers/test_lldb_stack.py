@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.debuggers.conftest import IMPORT, Demo
-from tests.debuggers.driver import Lldb
 from tests.debuggers.demo_truth import user_registers
+from tests.debuggers.driver import Lldb
 from tests.lab import Dump
 from tests.lab import find as find_dump
 
