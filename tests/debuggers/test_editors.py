@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.debuggers.case import plain
 from tests.debuggers.child import Dialogue
 from tests.debuggers.conftest import Demo, children_of_tests
 from tests.debuggers.dap import DapClient
@@ -136,8 +137,8 @@ def test_threads_are_the_tasks_and_the_panicking_one_is_first(editor: Editor) ->
 
 def test_the_stack_has_the_lines_of_the_source(editor: Editor) -> None:
     frames = stack(editor, attach(editor))
-    trace = [name.removesuffix("_after_hwframe") for name in call_trace()]
-    names = [frame["name"] for frame in frames]
+    trace = [plain(name) for name in call_trace()]
+    names = [plain(frame["name"]) for frame in frames]
     assert [name for name in names if name in trace] == trace  # inlined functions stand between them
     first = frames[0]
     assert first["source"]["path"].endswith("/guest/shelf.c")
