@@ -153,7 +153,7 @@ class Kvm:
         # So that what `kvm write` changes is seen at once. It is this process's own setting, and goes with it.
         self._execute("settings set target.process.disable-memory-cache true")
         if symbols is not None:
-            place(self.target, int(server.ready["slide"], 16))
+            place(self.target, int(server.ready["slide"], 16), symbols)
 
     def _look(self) -> None:
         """Raise KeyboardInterrupt, once in a command, after Ctrl-C: lldb only takes a note of that."""

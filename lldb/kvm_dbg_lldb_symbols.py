@@ -23,11 +23,13 @@ class Symbols(NamedTuple):
 
     object: the file that lldb takes for the kernel. debug: the one with its debug information, None if that is the
     same. trap_handlers: functions that may have switched the stack, which lldb shall unwind by the first file's rules.
+    modules: a file with the kernel's loaded modules, at their run-time addresses.
     """
 
     object: str
     debug: str | None
     trap_handlers: list[str]
+    modules: str | None = None
 
 
 def warn(text: str) -> None:
@@ -57,8 +59,7 @@ def find_symbols(server: Server) -> Symbols | None:
     """Return the files to load for the opened kernel, None where no vmlinux was found; what is missing is said."""
     path = server.ready["vmlinux"]
     if path is None:
-        warn("no vmlinux was found, so lldb has no symbols; kvm commands work without")
-        return None
+        return _find_made(server)
     if lldb_version() < SPLIT_FUNCTIONS:
         try:
             path = server.ask({"joined": True})["file"]
@@ -70,6 +71,22 @@ def find_symbols(server: Server) -> Symbols | None:
         warn(f"backtraces end where the kernel was entered or interrupted: {error}")
         return Symbols(str(path), None, [])
     return Symbols(str(module["file"]), str(path), list(module["trap_handlers"]))
+
+
+def _find_made(server: Server) -> Symbols | None:
+    """Return the files that are made from the image, None if they cannot be."""
+    try:
+        made = server.ask({"symbols": True, "parameter_names": True})
+        path = str(made["file"])
+        module = server.ask({"lldb": True, "made": path})
+    except ServerError as error:
+        warn(f"no vmlinux was found, and no symbols could be made from the image: {error}")
+        return None
+    server.files.extend(str(name) for name in made["temporary"])
+    for problem in made["problems"]:
+        warn(str(problem))
+    warn("no vmlinux was found: symbols, types and unwind rules are made from the image, without source lines")
+    return Symbols(str(module["file"]), path, list(module["trap_handlers"]), str(made["modules"]))
 
 
 def create_target(debugger: Any, symbols: Symbols | None, triple: str) -> Any:
@@ -102,8 +119,15 @@ def _execute(debugger: Any, target: Any, command: str) -> None:
         warn(f"{command[:60]}: {str(result.GetError()).strip()}")
 
 
-def place(target: Any, slide: int) -> None:
-    """Place the kernel's sections; those linked at address 0 (per-CPU data) are nowhere: no task has them there."""
+def place(target: Any, slide: int, symbols: Symbols) -> None:
+    """Place the kernel's sections, and the modules' file.
+
+    Sections linked at address 0 (per-CPU data) are nowhere: no task has them there.
+    """
+    if symbols.modules is not None:
+        modules = target.AddModule(symbols.modules, target.GetTriple(), None)
+        if modules.IsValid():
+            target.SetModuleLoadAddress(modules, 0)
     module = target.GetModuleAtIndex(0)
     for index in range(module.GetNumSections()):
         section = module.GetSectionAtIndex(index)

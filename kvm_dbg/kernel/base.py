@@ -312,8 +312,14 @@ class UnwindTable(NamedTuple):
 
     def rows(self) -> Iterator[UnwindRow]:
         """Yield the rules one by one, with their addresses."""
-        for start, end, rule in zip(self.starts, [*self.starts[1:], self.end], self.rules, strict=True):
-            yield self.decode(rule)._replace(start=start, end=end)
+        return self.rows_of(0, len(self.starts))
+
+    def rows_of(self, first: int, last: int) -> Iterator[UnwindRow]:
+        """Yield the rules with these numbers, without `last`."""
+        last = min(last, len(self.starts))
+        for number in range(first, last):
+            end = self.starts[number + 1] if number + 1 < len(self.starts) else self.end
+            yield self.decode(self.rules[number])._replace(start=self.starts[number], end=end)
 
 
 class Area(NamedTuple):

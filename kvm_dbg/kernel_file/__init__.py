@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem, UnwindTable
     from kvm_dbg.symbols.base import SymbolColumns
 
-LAYOUT = 2  # of what is kept in caches: raise it when what is made changes
+LAYOUT = 3  # of what is kept in caches: raise it when what is made changes
 
 
 class MadeFile(NamedTuple):
@@ -108,7 +108,8 @@ def make_kernel_file(
     if own and build_id:
         sections.append(build_id_section(bytes.fromhex(build_id)))
     if arch.elf_machine == frame.MACHINE:
-        rules = frame.make_debug_frame(tables, slide, user=not slide)
+        edges = _odd_functions(joined) if parameter_names else ()
+        rules = frame.make_debug_frame(tables, slide, user=not slide, edges=edges)
         if rules:
             sections.append(Section(".debug_frame", SHT_PROGBITS, rules, align=8))
     if own and types:
@@ -122,6 +123,15 @@ def make_kernel_file(
     return MadeFile(
         write_elf(sections, arch.elf_machine), tuple(problems), len(joined.names) - placed.homeless, len(names)
     )
+
+
+def _odd_functions(symbols: SymbolColumns) -> list[int]:
+    """Return the addresses of functions that are not aligned: parts of others (.cold), and assembly."""
+    return [
+        address
+        for address, letter in zip(symbols.addresses, symbols.letters, strict=True)
+        if address % frame.FUNCTION_ALIGN and letter in b"tTwW"
+    ]
 
 
 def _section_of(area: Area, slide: int) -> Section:

@@ -90,7 +90,12 @@ AT_CALL: Rule = ("call", "rsp", 8, "", 0)  # what holds at a function's first in
 
 
 def make_debug_frame(
-    tables: Iterable[UnwindTable], slide: int = 0, *, user: bool = True, inlined: bool = False
+    tables: Iterable[UnwindTable],
+    slide: int = 0,
+    *,
+    user: bool = True,
+    inlined: bool = False,
+    edges: Iterable[int] = (),
 ) -> bytes:
     """Return .debug_frame with the tables' rules, b"" if there are none.
 
@@ -98,11 +103,14 @@ def make_debug_frame(
         tables: of x86-64.
         slide: what is subtracted from their addresses.
         user: with a rule that ends a backtrace at the first frame of a user's code, in a file that is not slid.
+        edges: more addresses at which entries shall begin: lldb 19 counts an entry's instructions from where the
+            function begins.
         inlined: the debugger knows of inlined functions in those that switch the stack, which need no mark then.
     """
     plain, signal = _cie(b""), _cie(b"zS")
     encoder = _Encoder(len(plain), inlined=inlined)
-    entries = [entry for table in tables if table.rules for entry in encoder.entries(table, slide)]
+    begins = list(edges)
+    entries = [entry for table in tables if table.rules for entry in encoder.entries(table, slide, begins)]
     if user:
         entries.append(_entry(USER_START, USER_END - USER_START, _stop()))
     return plain + signal + b"".join(entries) if entries else b""
@@ -133,7 +141,7 @@ class _Encoder:
         self._changes = _Known(lambda pair: encode_change(self._rules[pair[0]], self._rules[pair[1]]))
         self._advances = _Known(_advance)
 
-    def entries(self, table: UnwindTable, slide: int) -> list[bytes]:
+    def entries(self, table: UnwindTable, slide: int, begins: Sequence[int]) -> list[bytes]:
         """Return the entries for a table: about one for each function, one for each row that is no call's."""
         starts, rules = table.starts, table.rules
         number_of = _Known(lambda rule: self._number(_expressible(table.decode(rule)[2:])))
@@ -144,7 +152,7 @@ class _Encoder:
         pieces[3::2] = map(self._changes.__getitem__, pairwise(numbers))
         called, switches = list(chain(*table.called)), list(chain(*table.switches))
         found = []
-        for first, last in pairwise([*self._cuts(starts, numbers, switches), len(numbers)]):
+        for first, last in pairwise([*self._cuts(starts, numbers, [*switches, *begins]), len(numbers)]):
             start, stop = starts[first], starts[last] if last < len(starts) else table.end
             if start < stop:
                 instructions = b"".join(pieces[2 * first + 2 : 2 * last])

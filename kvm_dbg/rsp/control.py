@@ -16,7 +16,8 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
     {"symbols": true}           {"file", "zero_based", "modules", "temporary", "problems"}: files made from the image
                                 (`DebuggerFiles.make_symbols`); "without": [NAME...], modules that it need not have
     {"joined": true}            {"file": PATH}: vmlinux, or a copy without functions in several pieces, for old lldb
-    {"lldb": true}              {"file": PATH, "trap_handlers": [NAME...]}: what lldb takes for the kernel
+    {"lldb": true}              {"file": PATH, "trap_handlers": [NAME...]}: what lldb takes for the kernel; "made": PATH
+                                of the file that was made from the image, if there is no vmlinux
     {"user": WORDS}             {"address", "triple", "pid", "command", "executable": FILE or null,
                                 "libraries": [FILE, ...]} or {"error": TEXT}: a process, by the words of the command
                                 `user`; a debugger may connect to the address.
@@ -222,7 +223,8 @@ def _messages(
         case {"unwind": True}:
             yield {"file": made.make_unwind(session)}
         case {"symbols": True}:
-            yield made.make_symbols(session, [str(name) for name in request.get("without", ())])
+            without = [str(name) for name in request.get("without", ())]
+            yield made.make_symbols(session, without, parameter_names=request.get("parameter_names") is True)
         case {"joined": True}:
             from kvm_dbg.rsp.joined_file import make_joined_file
 
@@ -231,7 +233,7 @@ def _messages(
         case {"lldb": True}:
             from kvm_dbg.rsp.lldb_module import make_lldb_module
 
-            module = make_lldb_module(session)
+            module = make_lldb_module(session, request.get("made"))
             yield {"file": module.path, "trap_handlers": module.trap_handlers}
         case {"user": str(words)}:
             yield users.open(session, words, debugger.run_line)

@@ -62,8 +62,12 @@ class LldbModule(NamedTuple):
     trap_handlers: list[str]
 
 
-def make_lldb_module(session: Session) -> LldbModule:
+def make_lldb_module(session: Session, made: str | None = None) -> LldbModule:
     """Return the file for the opened kernel, made in the session's cache if it is not there yet.
+
+    Args:
+        session: with an open image.
+        made: the kernel file that was made from the image, where there is no vmlinux.
 
     Raises:
         CommandError: there is no vmlinux, no cache, or the kernel has no unwind rules beyond its debug information.
@@ -71,7 +75,7 @@ def make_lldb_module(session: Session) -> LldbModule:
         FormatError: the kernel file is damaged.
         ReadError, CorruptError: the kernel's unwind tables cannot be read.
     """
-    vmlinux = getattr(session.kernel, "vmlinux_path", None)
+    vmlinux = getattr(session.kernel, "vmlinux_path", None) or made
     if vmlinux is None or session.index_directory is None:
         raise CommandError("there is no vmlinux" if vmlinux is None else "there is no cache directory")
     path = str(vmlinux)
@@ -84,12 +88,12 @@ def make_lldb_module(session: Session) -> LldbModule:
         if not target.is_file():
             if session.progress is not None:
                 session.progress("making unwind rules for lldb")
-            _write(target, _make(session, file))
-    with open_elf(target) as made:
-        section = made.find_section(TRAP_HANDLERS)
+            _write(target, _make(session, file) if made is None else _make_beside_made(session, file))
+    with open_elf(target) as written:
+        section = written.find_section(TRAP_HANDLERS)
         if section is None:
             raise FormatError(target, 0, TRAP_HANDLERS, "there is no such section; delete the file")
-        names = bytes(made.section_data(section)).decode("utf-8", "replace").split("\0")
+        names = bytes(written.section_data(section)).decode("utf-8", "replace").split("\0")
     return LldbModule(str(target), [name for name in names if name])
 
 
@@ -176,6 +180,31 @@ def _make(session: Session, file: ElfFile) -> bytes:
     names = symbols.names_at({start for start, _ in switched})
     handlers = b"".join([name.encode() + b"\0" for name in names])
     return _elf(file, symbols, ends, make_eh_frame(entries, slide), handlers)
+
+
+def _make_beside_made(session: Session, file: ElfFile) -> bytes:
+    """Return the file to go with one that was made from the image and has rules for all code.
+
+    Those are in order for C functions. What interrupts, switches the stack or ends it has entries of its own here.
+    """
+    kernel, slide = session.kernel, getattr(session.kernel, "slide", None) or 0
+    symbols = SymbolRows(file)
+    entries: list[Entry] = []
+    for table in session.system.for_each_unwind_table(kernel, modules=False):
+        special: dict[object, bool] = {}
+        for rule in set(table.rules):
+            row = table.decode(rule)
+            special[rule] = row.kind != "call" or row.base.startswith("[")
+        places = [index for index, rule in enumerate(table.rules) if special[rule]]
+        found = {symbols.find_function(table.starts[index] - slide) for index in places}
+        for start, end in sorted(function for function in found if function is not None):
+            first = max(bisect_right(table.starts, start + slide) - 1, 0)
+            entries.append(Entry(start, end, list(table.rows_of(first, bisect_left(table.starts, end + slide)))))
+    if not entries:
+        raise CommandError("the kernel has no unwind rules")
+    names = symbols.names_at({entry.start for entry in entries})
+    handlers = b"".join([name.encode() + b"\0" for name in names])
+    return _elf(file, symbols, {}, make_eh_frame(entries, slide), handlers)
 
 
 def _runs(tables: Iterator[UnwindTable]) -> Iterator[list[UnwindRow]]:
