@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from binascii import hexlify
 
-from kvm_dbg.rsp.session import DebuggerSession, printable
+from kvm_dbg.rsp.session import DebuggerSession, printable, thread_name
 
 USER_END = 0x7F00_0000_0000
 KERNEL_START = 0xFF00_0000_0000_0000
@@ -66,7 +66,7 @@ def stop_reply(session: DebuggerSession, tid: int, core: bytes, why: str = "") -
             if register.generic in ("pc", "sp", "fp") and register.name in thread.registers
         ]
     )
-    name = hexlify(printable(thread.name).encode("utf-8", "replace"))
+    name = hexlify(printable(thread_name(thread)).encode("utf-8", "replace"))
     return b"T%02xthread:%x;%b%bhexname:%b;%b" % (signal, tid, reason, core, name, expedited)
 
 

@@ -20,6 +20,7 @@ from kvm_dbg.rsp.packet import PACKET_SIZE, escape, unescape
 from kvm_dbg.rsp.target_xml import quoted
 
 if TYPE_CHECKING:
+    from kvm_dbg.kernel.base import Thread
     from kvm_dbg.rsp.target import Target
 
 Reply = bytes | Iterator[bytes] | None
@@ -181,7 +182,7 @@ class DebuggerSession:
         describe = self.target.describe
         for tid, thread in self.target.threads.items():
             core = "" if thread.cpu is None else f' core="{thread.cpu}"'
-            name = quoted(printable(thread.name))
+            name = quoted(printable(thread_name(thread)))
             lines.append(f'<thread id="{tid:x}"{core} name={name}>{describe(thread)}</thread>')
         lines.append("</threads>\n")
         return "\n".join(lines).encode()
@@ -347,6 +348,11 @@ class DebuggerSession:
 def _console(text: str) -> Iterator[bytes]:
     for start in range(0, len(text), OUTPUT_PIECE):
         yield b"O" + hexlify(text[start : start + OUTPUT_PIECE].encode("utf-8", "backslashreplace"))
+
+
+def thread_name(thread: Thread) -> str:
+    """Return what a debugger calls a thread: the task's name and its thread id, "init/1"."""
+    return f"{thread.name}/{thread.lid}"
 
 
 def printable(name: str) -> str:

@@ -113,7 +113,7 @@ def test_backtraces_of_all_tasks_end_where_they_entered(answers: Answers) -> Non
 def test_threads_have_the_names_of_the_tasks(answers: Answers) -> None:
     names = {str(thread.id): thread.name for thread in answers.threads("threads")}
     # A kernel worker's name in /proc has what it works on behind it, and the dump is from a moment later.
-    compared = {pid: process["status"]["Name"] for pid, process in PROCESSES.items() if pid in names}
+    compared = {pid: f"{process['status']['Name']}/{pid}" for pid, process in PROCESSES.items() if pid in names}
     compared = {pid: name for pid, name in compared.items() if not name.startswith("kworker")}
     assert len(compared) >= 30
     assert {pid: names[pid] for pid in compared} == compared

@@ -129,9 +129,9 @@ def test_threads_are_the_tasks_and_the_panicking_one_is_first(editor: Editor) ->
     stopped = attach(editor)
     threads = editor.dap.request("threads")["threads"]
     (comm,) = re.findall(r"CPU: \d+ PID: 42 Comm: (\S+)", (TRUTH / "console").read_text())
-    assert threads[0] == {"id": stopped, "name": comm}
+    assert threads[0] == {"id": stopped, "name": f"{comm}/42"}
     running = json.loads((TRUTH / "processes.json").read_text())
-    names = {process["status"]["Name"] for process in running.values()}
+    names = {f"{process['status']['Name']}/{pid}" for pid, process in running.items()}
     assert {name for name in names if not name.startswith("kworker")} <= {thread["name"] for thread in threads}
 
 
@@ -176,9 +176,9 @@ def test_expressions_and_commands_are_answered(editor: Editor) -> None:
 def test_the_console_is_about_the_chosen_thread(editor: Editor) -> None:
     chosen = stack(editor, attach(editor))[0]["id"]
     threads = editor.dap.request("threads")["threads"]
-    frame = stack(editor, next(thread["id"] for thread in threads if thread["name"] == "init"))[0]["id"]
+    frame = stack(editor, next(thread["id"] for thread in threads if thread["name"] == "init/1"))[0]["id"]
     if editor.configuration["type"] == "lldb-dap":  # whose console has a selection of its own, as the page says
-        assert "name = 'init'" in in_console(editor, "kvm thread 1", chosen)
+        assert "name = 'init/1'" in in_console(editor, "kvm thread 1", chosen)
     answer = json.loads(
         re.findall(r"^\[.*^\]$", in_console(editor, "kvm bt --json", frame), re.MULTILINE | re.DOTALL)[0]
     )

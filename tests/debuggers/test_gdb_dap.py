@@ -16,4 +16,4 @@ def test_output_of_commands_is_the_answer(gdb_with_dap: Gdb, tmp_path: Path) -> 
     dap.evaluate(f"kvm open {tmp_path}/image")
     assert dap.evaluate("kvm loadavg") == "0.50 1.25 2.00\n"
     names = {thread["name"] for thread in dap.request("threads")["threads"]}
-    assert {"init", "kthreadd", "swapper/1"} <= names
+    assert {"init/1", "kthreadd/2", "swapper/1/0"} <= names

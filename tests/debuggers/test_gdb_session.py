@@ -212,6 +212,12 @@ def test_mi(stand_in: Gdb, tmp_path: Path) -> None:
     mi.console(f"kvm open {tmp_path}/image")
     assert mi.console("kvm loadavg").console == "0.50 1.25 2.00\n"
     threads = mi.command("-thread-info").results["threads"]
-    assert {thread["name"] for thread in threads} == {"init", "kthreadd", 'sh"<ell>', "swapper/0", "swapper/1"}
+    assert {thread["name"] for thread in threads} == {
+        "init/1",
+        "kthreadd/2",
+        'sh"<ell>/41',
+        "swapper/0/0",
+        "swapper/1/0",
+    }
 
     # the fixture looks for what is left

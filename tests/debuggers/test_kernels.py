@@ -22,10 +22,10 @@ def test_threads_are_the_guests_tasks(asked: Asked) -> None:
     assert len(listed) == len(threads)
     assert [thread.number for thread in threads] == list(range(1, len(threads) + 1))
     assert {tid: listed.get(tid) for tid in asked.case.names} == {
-        tid: shown(name) for tid, name in asked.case.names.items()
+        tid: f"{shown(name)}/{tid}" for tid, name in asked.case.names.items()
     }
     for tid in set(listed) - set(asked.case.lwps):  # what came between the truth and the dump, and idle tasks
-        assert listed[tid].startswith("kworker/") or listed[tid] == f"swapper/{tid - IDLE_BASE}"
+        assert listed[tid].startswith("kworker/") or listed[tid] == f"swapper/{tid - IDLE_BASE}/0"
 
 
 def shown(name: bytes) -> str:
@@ -45,7 +45,7 @@ def test_the_first_thread_is_selected_and_the_one_that_panicked(asked: Asked) ->
     assert asked.answers["selected"] == first.id
     panic = asked.case.dump.manifest["panic"]
     if panic is not None:
-        assert (first.id, first.name) == (panic["pid"], panic["comm"])
+        assert (first.id, first.name) == (panic["pid"], f"{panic['comm']}/{panic['pid']}")
 
 
 def test_the_kernels_own_list_of_tasks_can_be_walked(asked: Asked) -> None:

@@ -84,7 +84,7 @@ def test_a_thread_is_selected_by_pid(real_lldb: Lldb, demo: Demo, tmp_path: Path
     )
     assert (first, second, back) == (42, 2, 42)
     result = lldb_run(real_lldb, demo, "kvm thread 2", *quietly("kvm thread 99999", "kvm thread", "kvm thread init"))
-    assert re.match(r"\* thread #\d+, name = 'kthreadd'\n +frame #0: 0x[0-9a-f]+ vmlinux`", result.stdout)
+    assert re.match(r"\* thread #\d+, name = 'kthreadd/2'\n +frame #0: 0x[0-9a-f]+ vmlinux`", result.stdout)
     errors = ["error: no process or thread 99999", *["error: usage: kvm thread PID"] * 2]
     assert [line for line in result.stderr.splitlines() if line.startswith("error")] == errors
 

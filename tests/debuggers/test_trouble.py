@@ -233,11 +233,11 @@ def test_threads_registers_and_memory(subject: Subject, tmp_path: Path) -> None:
         }
     )
     assert [(thread.id, thread.name) for thread in answers.threads("threads")] == [
-        (41, 'sh"<ell>'),
-        (1, "init"),
-        (2, "kthreadd"),
-        (10_000_000, "swapper/0"),
-        (10_000_001, "swapper/1"),
+        (41, 'sh"<ell>/41'),
+        (1, "init/1"),
+        (2, "kthreadd/2"),
+        (10_000_000, "swapper/0/0"),
+        (10_000_001, "swapper/1/0"),
     ]
     assert answers["shell"] == [TEXT + 0x100, TEXT + 0x5000, None]
     assert answers["init"] == [TEXT + 0x200, TEXT + 0x6000, 0x1234]

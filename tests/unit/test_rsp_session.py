@@ -129,11 +129,11 @@ def transfer(stub: Stub, name: bytes, size: int = 100) -> bytes:
 def test_thread_list_names_every_thread_with_an_id_of_its_own() -> None:
     threads = ElementTree.fromstring(transfer(make(), b"threads:read:"))
     assert [(int(thread.attrib["id"], 16), thread.attrib["name"]) for thread in threads] == [
-        (41, 'sh"<ell>'),
-        (1, "init"),
-        (2, "kthreadd"),
-        (IDLE_BASE, "swapper/0"),
-        (IDLE_BASE + 1, "swapper/1"),
+        (41, 'sh"<ell>/41'),
+        (1, "init/1"),
+        (2, "kthreadd/2"),
+        (IDLE_BASE, "swapper/0/0"),
+        (IDLE_BASE + 1, "swapper/1/0"),
     ]
     assert threads[0].attrib["core"] == "1"
     assert threads[0].text == f"pid 40 tid 41, on CPU 1, task {TASKS['shell']:#x}"
@@ -394,7 +394,10 @@ def test_lldb_learns_each_threads_name_and_only_the_first_ones_reason() -> None:
         head, *fields = stub.ask(b"qThreadStopInfo%x" % tid).strip(b";").split(b";")
         values = dict(field.split(b":") for field in fields)
         assert head == signal + b"thread:%x" % tid
-        assert bytes.fromhex(values[b"hexname"].decode()).decode() == stub.target.threads[tid].name
+        assert (
+            bytes.fromhex(values[b"hexname"].decode()).decode()
+            == f"{stub.target.threads[tid].name}/{stub.target.threads[tid].lid}"
+        )
         assert values[b"10"] == stub.ask(b"p10;thread:%x;" % tid)
     assert stub.ask(b"?") == stub.ask(b"qThreadStopInfo%x" % first)
 
