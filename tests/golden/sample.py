@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 from collections.abc import Iterator
@@ -59,7 +60,12 @@ def run(session: Session, line: str) -> str:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let a test's attempts have SECONDS each (see `attempt`), and GROWTH bytes together: more is a MemoryError."""
+    """Let a test's attempts have SECONDS each (see `attempt`), and GROWTH bytes together: more is a MemoryError.
+
+    What other tests keep is set aside: Python collects the less often, the more objects there are.
+    """
+    gc.collect()
+    gc.freeze()
     pages = int(Path("/proc/self/statm").read_text().split()[5])
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     before = signal.signal(signal.SIGVTALRM, _on_timer)
@@ -70,6 +76,7 @@ def bounded() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
         resource.setrlimit(resource.RLIMIT_DATA, limits)
+        gc.unfreeze()
 
 
 @contextmanager

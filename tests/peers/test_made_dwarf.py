@@ -26,7 +26,7 @@ NOT_ASKED = {"__int128", "__int128 unsigned", "ssizetype"}  # drgn finds no type
 
 # BTF itself says something else: it leaves out what the verifier passes to a function of BPF (KF_IMPLICIT_ARGS), and of
 # two static functions of one name, of which one was inlined, it may describe that one
-OTHER_PROTOTYPES = {"bpf_list_push_front", "scx_bpf_dsq_move_to_local", "nvme_init_request"}
+OTHER_PROTOTYPES = {"bpf_list_push_front", "scx_bpf_dsq_move_to_local", "nvme_init_request", "store_status"}
 
 Shape = tuple[Any, ...]
 
