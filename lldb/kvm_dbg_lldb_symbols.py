@@ -74,11 +74,9 @@ def find_symbols(server: Server) -> Symbols | None:
 
 
 def _find_made(server: Server) -> Symbols | None:
-    """Return the files that are made from the image, None if they cannot be."""
+    """Return the files that are made from the image, None if they cannot be; what is missing is said."""
     try:
         made = server.ask({"symbols": True, "parameter_names": True})
-        path = str(made["file"])
-        module = server.ask({"lldb": True, "made": path})
     except ServerError as error:
         warn(f"no vmlinux was found, and no symbols could be made from the image: {error}")
         return None
@@ -86,7 +84,13 @@ def _find_made(server: Server) -> Symbols | None:
     for problem in made["problems"]:
         warn(str(problem))
     warn("no vmlinux was found: symbols, types and unwind rules are made from the image, without source lines")
-    return Symbols(str(module["file"]), path, list(module["trap_handlers"]), str(made["modules"]))
+    path, modules = str(made["file"]), str(made["modules"])
+    try:
+        module = server.ask({"lldb": True, "made": path})
+    except ServerError as error:
+        warn(f"backtraces end where the kernel was entered or interrupted: {error}")
+        return Symbols(path, None, [], modules)
+    return Symbols(str(module["file"]), path, list(module["trap_handlers"]), modules)
 
 
 def create_target(debugger: Any, symbols: Symbols | None, triple: str) -> Any:
