@@ -104,6 +104,7 @@ class Kvm:
         self.users = UserTargets(debugger, warn, self._synchronous)
         self.target: Any = None
         self.previous: Any = None
+        self.ended: list[Any] = []
         self.registered: dict[str, str] = {}  # name -> help
         self.last_error = ""
         self._interrupted = False
@@ -190,6 +191,7 @@ class Kvm:
             if process.IsValid():
                 with self._synchronous():
                     process.Detach()
+            self.ended.append((target, process))  # lldb 23 crashes on late news of a process that nobody holds
             self.debugger.DeleteTarget(target)
         if self.previous is not None and self.previous.IsValid():
             self.debugger.SetSelectedTarget(self.previous)

@@ -74,7 +74,7 @@ def test_threads_with_registers_come_first(tmp_path: Path) -> None:
     assert ask(session, b"?") == b"T05thread:28;"
     assert ask(session, b"qfThreadInfo") == b"m28,29"
     root = ElementTree.fromstring(read(session, "threads"))
-    assert [(one.get("name"), one.text) for one in root] == [("main", None), ("gone", "its stack is gone")]
+    assert [(one.get("name"), one.text) for one in root] == [("main/40", None), ("gone/41", "its stack is gone")]
     assert ask(session, b"g").startswith(b"daffffffffffffff" + b"x" * 16)
     assert ask(session, b"Hg29") == b"OK"
     assert set(ask(session, b"g")) == {ord("x")}
