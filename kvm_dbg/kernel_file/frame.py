@@ -31,6 +31,7 @@ from typing import Any
 from kvm_dbg.elf import SHT_PROGBITS
 from kvm_dbg.kernel.base import UnwindTable
 from kvm_dbg.kernel_file.elf_writer import Section, memory_section, write_elf
+from kvm_dbg.kernel_file.leb128 import encode_signed, encode_unsigned
 
 DWARF_NUMBERS = {
     "rax": 0,
@@ -231,7 +232,7 @@ def encode_change(old: Rule, new: Rule) -> bytes:
     elif base.startswith("["):
         define = _define_cfa_by_memory(base.strip("[]"), offset)
     elif base == old[1] and offset >= 0:
-        define = bytes((CFA_DEF_OFFSET,)) + _uleb(offset)
+        define = bytes((CFA_DEF_OFFSET,)) + encode_unsigned(offset)
     else:
         define = _define_cfa(base, offset)
     if old[3:] == new[3:]:
@@ -263,8 +264,8 @@ def _stop() -> bytes:
 def _define_cfa(register: str, offset: int) -> bytes:
     number = bytes((DWARF_NUMBERS[register],))
     if offset >= 0:
-        return bytes((CFA_DEF,)) + number + _uleb(offset)
-    return bytes((CFA_DEF_SF,)) + number + _sleb(offset // DATA_ALIGN)
+        return bytes((CFA_DEF,)) + number + encode_unsigned(offset)
+    return bytes((CFA_DEF_SF,)) + number + encode_signed(offset // DATA_ALIGN)
 
 
 def _define_cfa_by_memory(register: str, offset: int) -> bytes:
@@ -275,23 +276,25 @@ def _define_cfa_by_memory(register: str, offset: int) -> bytes:
     """
     before, after = (0, offset) if register == "rsp" else (offset, 0)
     number = DWARF_NUMBERS[register]
-    expression = bytes((OP_BREG0 + number,)) + _sleb(before) + bytes((OP_DEREF, OP_CONSTS)) + _sleb(after)
+    expression = (
+        bytes((OP_BREG0 + number,)) + encode_signed(before) + bytes((OP_DEREF, OP_CONSTS)) + encode_signed(after)
+    )
     expression += bytes((OP_PLUS,))
-    return bytes((CFA_DEF_EXPRESSION,)) + _uleb(len(expression)) + expression
+    return bytes((CFA_DEF_EXPRESSION,)) + encode_unsigned(len(expression)) + expression
 
 
 def _saved(register: str, offset: int) -> bytes:
     """Return the rule "the caller's register is in memory, at CFA + offset"."""
     number = DWARF_NUMBERS[register]
     if offset <= 0:
-        return bytes((CFA_OFFSET | number,)) + _uleb(offset // DATA_ALIGN)
-    return bytes((CFA_OFFSET_SF, number)) + _sleb(offset // DATA_ALIGN)
+        return bytes((CFA_OFFSET | number,)) + encode_unsigned(offset // DATA_ALIGN)
+    return bytes((CFA_OFFSET_SF, number)) + encode_signed(offset // DATA_ALIGN)
 
 
 def _saved_at(register: str, offset: int) -> bytes:
     """Return the rule "the caller's rbp is in memory, at this frame's register + offset"."""
-    expression = bytes((OP_BREG0 + DWARF_NUMBERS[register],)) + _sleb(offset)
-    return bytes((CFA_EXPRESSION, DWARF_NUMBERS["rbp"])) + _uleb(len(expression)) + expression
+    expression = bytes((OP_BREG0 + DWARF_NUMBERS[register],)) + encode_signed(offset)
+    return bytes((CFA_EXPRESSION, DWARF_NUMBERS["rbp"])) + encode_unsigned(len(expression)) + expression
 
 
 def _same(register: str) -> bytes:
@@ -310,30 +313,8 @@ def _advance(size: int) -> bytes:
     return struct.pack("<BI", CFA_ADVANCE_LOC4, (1 << 32) - 1) + _advance(size - (1 << 32) + 1)
 
 
-def _uleb(value: int) -> bytes:
-    out = bytearray()
-    while True:
-        byte = value & 0x7F
-        value >>= 7
-        if not value:
-            out.append(byte)
-            return bytes(out)
-        out.append(byte | 0x80)
-
-
-def _sleb(value: int) -> bytes:
-    out = bytearray()
-    while True:
-        byte = value & 0x7F
-        value >>= 7
-        if (value == 0 and not byte & 0x40) or (value == -1 and byte & 0x40):
-            out.append(byte)
-            return bytes(out)
-        out.append(byte | 0x80)
-
-
 def _cie(augmentation: bytes) -> bytes:
-    head = struct.pack("<IB", 0xFFFFFFFF, 1) + augmentation + b"\0" + _uleb(1) + _sleb(DATA_ALIGN)
+    head = struct.pack("<IB", 0xFFFFFFFF, 1) + augmentation + b"\0" + encode_unsigned(1) + encode_signed(DATA_ALIGN)
     rules = _define_cfa("rsp", 8) + _saved("rip", -8) + _same("rbp")
     rules += b"".join([bytes((CFA_UNDEFINED, DWARF_NUMBERS[name])) for name in PRESERVED])
     body = head + bytes((DWARF_NUMBERS["rip"],)) + (NO_AUGMENTATION if augmentation else b"") + rules

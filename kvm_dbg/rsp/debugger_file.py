@@ -20,7 +20,6 @@ from kvm_dbg.errors import FileAccessError, KvmDbgError
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
-    from kvm_dbg.kernel_file import MadeFile
 
 
 class DebuggerFiles:
@@ -105,7 +104,7 @@ class DebuggerFiles:
         problems += made.problems
         if kept is not None and not made.problems:  # another image of this build may have what this one lacks
             with contextlib.suppress(FileAccessError):
-                return keep(made, kept)
+                return keep(made.pieces, kept)
         temporary.append(self._write("kernel", made.pieces))
         return temporary[-1]
 
@@ -138,13 +137,13 @@ def is_whole(path: Path, build_id: str) -> bool:
         return False
 
 
-def keep(made: MadeFile, path: Path) -> str:
+def keep(pieces: Iterable[bytes], path: Path) -> str:
     """Write a file into the cache, whole or not at all, and return its path. Raises FileAccessError."""
     part = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
-            file.writelines(made.pieces)
+            file.writelines(pieces)
         part.replace(path)
     except OSError as error:
         raise FileAccessError(path, f"cannot be written: {error.strerror}") from error

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from kvm_dbg.kernel.base import UnwindRow
 from kvm_dbg.kernel_file.frame import DWARF_NUMBERS, INTERRUPT_FRAME, PT_REGS
+from kvm_dbg.kernel_file.leb128 import encode_signed
 
 PRESERVED = ("rbx", "rbp", "r12", "r13", "r14", "r15")
 DATA_ALIGN = -8
@@ -116,13 +117,13 @@ def _rules(row: UnwindRow) -> Rules:
 
 
 def _frame(register: str, offset: int) -> bytes:
-    return bytes((CFA_DEF_SF, DWARF_NUMBERS[register])) + _sleb(offset // DATA_ALIGN)
+    return bytes((CFA_DEF_SF, DWARF_NUMBERS[register])) + encode_signed(offset // DATA_ALIGN)
 
 
 def _stack_pointer(row: UnwindRow) -> bytes:
     """Return the rule "the caller's stack pointer is this frame's address", where it was another before."""
     base = row.base if row.kind == "call" and row.base in DWARF_NUMBERS else "rsp"
-    expression = bytes((OP_BREG0 + DWARF_NUMBERS[base],)) + _sleb(row.offset)
+    expression = bytes((OP_BREG0 + DWARF_NUMBERS[base],)) + encode_signed(row.offset)
     return bytes((CFA_VAL_EXPRESSION, DWARF_NUMBERS["rsp"], len(expression))) + expression
 
 
@@ -133,13 +134,13 @@ def _frame_in_memory(register: str, offset: int) -> bytes:
     unwind_next_frame).
     """
     before, after = (0, offset) if register == "rsp" else (offset, 0)
-    expression = bytes((OP_BREG0 + DWARF_NUMBERS[register],)) + _sleb(before) + bytes((OP_DEREF, OP_CONSTS))
-    expression += _sleb(after) + bytes((OP_PLUS,))
+    expression = bytes((OP_BREG0 + DWARF_NUMBERS[register],)) + encode_signed(before) + bytes((OP_DEREF, OP_CONSTS))
+    expression += encode_signed(after) + bytes((OP_PLUS,))
     return bytes((CFA_DEF_EXPRESSION, len(expression))) + expression
 
 
 def _saved(register: str, offset: int) -> bytes:
-    return bytes((CFA_OFFSET_SF, DWARF_NUMBERS[register])) + _sleb(offset // DATA_ALIGN)
+    return bytes((CFA_OFFSET_SF, DWARF_NUMBERS[register])) + encode_signed(offset // DATA_ALIGN)
 
 
 def _same(register: str) -> bytes:
@@ -150,17 +151,8 @@ def _undefined(register: str) -> bytes:
     return bytes((CFA_UNDEFINED, DWARF_NUMBERS[register]))
 
 
-def _sleb(value: int) -> bytes:
-    out = bytearray()
-    while not -0x40 <= value < 0x40:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value & 0x7F)
-    return bytes(out)
-
-
 def _cie(augmentation: bytes) -> bytes:
-    head = struct.pack("<IB", 0, 1) + augmentation + b"\1" + _sleb(DATA_ALIGN)
+    head = struct.pack("<IB", 0, 1) + augmentation + b"\1" + encode_signed(DATA_ALIGN)
     return _padded(head + bytes((DWARF_NUMBERS["rip"], 0)) + b"".join(_at_entry().values()))
 
 

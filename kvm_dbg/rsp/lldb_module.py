@@ -16,7 +16,6 @@ Facts: lldb's behaviour as seen in 19.1 and 23.1 (`image show-unwind`). A file i
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 from bisect import bisect_left, bisect_right
@@ -35,10 +34,11 @@ from kvm_dbg.elf import (
     ElfFile,
     open_elf,
 )
-from kvm_dbg.errors import CommandError, FileAccessError, FormatError
+from kvm_dbg.errors import CommandError, FormatError
 from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.elf_writer import HEADER as ELF_HEADER
 from kvm_dbg.kernel_file.elf_writer import PROGRAM_HEADER, SECTION_HEADER
+from kvm_dbg.rsp.debugger_file import keep
 from kvm_dbg.rsp.eh_frame import Entry, make_eh_frame
 from kvm_dbg.rsp.frame_table import read_covered
 
@@ -88,7 +88,7 @@ def make_lldb_module(session: Session, made: str | None = None) -> LldbModule:
         if not target.is_file():
             if session.progress is not None:
                 session.progress("making unwind rules for lldb")
-            _write(target, _make(session, file) if made is None else _make_beside_made(session, file))
+            keep([_make(session, file) if made is None else _make_beside_made(session, file)], target)
     with open_elf(target) as written:
         section = written.find_section(TRAP_HANDLERS)
         if section is None:
@@ -291,16 +291,3 @@ def _elf(file: ElfFile, symbols: SymbolRows, ends: dict[int, int], eh_frame: byt
         body, 0, ident, head.type, head.machine, 1, 0, ELF_HEADER.size, len(body), 0, *counts, len(headers) - 1
     )
     return bytes(body) + b"".join(headers)
-
-
-def _write(target: Path, data: bytes) -> None:
-    part = target.with_name(f"{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        part.replace(target)
-    except OSError as error:
-        raise FileAccessError(target, f"cannot be written: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

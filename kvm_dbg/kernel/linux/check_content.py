@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import KvmDbgError, ReadError
-from kvm_dbg.kernel.linux.check_finding import Finding, compare, count_lost, enumerate_some
+from kvm_dbg.kernel.linux.check_finding import Finding, compare, count_lost, count_unread, enumerate_some
 from kvm_dbg.kernel.linux.layout import decode_text
 
 if TYPE_CHECKING:
@@ -64,13 +64,8 @@ def check_files(kernel: Kernel) -> Iterator[Finding]:
     """Count the open files that cannot be described."""
     from kvm_dbg.kernel.linux.file import for_each_file
 
-    total = 0
-    lost = []
-    for file in for_each_file(kernel):
-        total += 1
-        if file.unread:
-            lost.append(f"descriptor {file.fd} of {file.pid} ({', '.join(file.unread)})")
-    yield from count_lost("open files", total, lost)
+    records = ((f"descriptor {file.fd} of {file.pid}", file.unread) for file in for_each_file(kernel))
+    yield from count_unread("open files", records)
 
 
 def check_mappings(kernel: Kernel) -> Iterator[Finding]:

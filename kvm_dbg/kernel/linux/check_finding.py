@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 Finding = tuple[str, str]
 """(grade, text), see `kernel.base.Check`."""
@@ -22,6 +22,12 @@ def compare(agreed: str, contradictions: Sequence[str]) -> Iterator[Finding]:
         yield "suspect", enumerate_some(contradictions)
     else:
         yield "ok", agreed
+
+
+def count_unread(what: str, records: Iterable[tuple[str, tuple[str, ...]]]) -> Iterator[Finding]:
+    """Count the records, each a name and the fields of it that cannot be read, as `count_lost` does."""
+    found = list(records)
+    yield from count_lost(what, len(found), [f"{name} ({', '.join(unread)})" for name, unread in found if unread])
 
 
 def count_lost(what: str, total: int, lost: Sequence[str]) -> Iterator[Finding]:

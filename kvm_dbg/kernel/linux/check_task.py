@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import ReadError
-from kvm_dbg.kernel.linux.check_finding import Finding, compare, count_lost
+from kvm_dbg.kernel.linux.check_finding import Finding, compare, count_unread
 from kvm_dbg.kernel.linux.layout import Record, remembered
 
 if TYPE_CHECKING:
@@ -91,26 +91,15 @@ def check_processes(kernel: Kernel) -> Iterator[Finding]:
     """Count the fields of processes that cannot be read."""
     from kvm_dbg.kernel.linux.process import for_each_process
 
-    total = 0
-    lost = []
-    for process in for_each_process(kernel):
-        total += 1
-        if process.unread:
-            lost.append(f"{process.command}/{process.pid} ({', '.join(process.unread)})")
-    yield from count_lost("processes", total, lost)
+    records = ((f"{process.command}/{process.pid}", process.unread) for process in for_each_process(kernel))
+    yield from count_unread("processes", records)
 
 
 def check_lwps(kernel: Kernel) -> Iterator[Finding]:
     """Count the fields of threads that cannot be read."""
     from kvm_dbg.kernel.linux.process import for_each_lwp
 
-    total = 0
-    lost = []
-    for lwp in for_each_lwp(kernel):
-        total += 1
-        if lwp.unread:
-            lost.append(f"{lwp.name}/{lwp.lid} ({', '.join(lwp.unread)})")
-    yield from count_lost("threads", total, lost)
+    yield from count_unread("threads", ((f"{lwp.name}/{lwp.lid}", lwp.unread) for lwp in for_each_lwp(kernel)))
 
 
 def check_load_average(kernel: Kernel) -> Iterator[Finding]:

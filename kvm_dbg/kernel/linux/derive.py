@@ -191,21 +191,19 @@ def _find_orc(space: ImageSpace, functions: SymbolTable, blocks: Blocks) -> dict
     limits = end.address - ORC_TAIL, max(end.address, init_end.address if init_end is not None else 0) + ORC_EXIT
     for vaddr, block in blocks():
         words = array("i", block[: len(block) & ~3])
-        offsets = [word + offset for offset, word in zip(range(0, 4 * len(words), 4), words, strict=True)]
-        for start in starts.intersection(vaddr + offset for offset in offsets):
-            at = offsets.index(start - vaddr)
-            while at >= 0:
-                place = vaddr + 4 * at
-                count = _count_orc_rows(space, place, start, limits)
-                if count is not None:
-                    last = place + 4 * count
-                    return {
-                        "__start_orc_unwind_ip": place,
-                        "__stop_orc_unwind_ip": last,
-                        "__start_orc_unwind": last,
-                        "__stop_orc_unwind": last + ORC_ROW_SIZE * count,
-                    }
-                at = offsets.index(start - vaddr, at + 1) if start - vaddr in offsets[at + 1 :] else -1
+        places = range(vaddr, vaddr + 4 * len(words), 4)
+        for place, start in [
+            (place, place + word) for place, word in zip(places, words, strict=True) if place + word in starts
+        ]:
+            count = _count_orc_rows(space, place, start, limits)
+            if count is not None:
+                last = place + 4 * count
+                return {
+                    "__start_orc_unwind_ip": place,
+                    "__stop_orc_unwind_ip": last,
+                    "__start_orc_unwind": last,
+                    "__stop_orc_unwind": last + ORC_ROW_SIZE * count,
+                }
     return {}
 
 
