@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from tests.debuggers.child import Dialogue, Result, run
 from tests.debuggers.debugger import ROOT, Found, clean_environment
 
-ATTEMPTS = 3
+ATTEMPTS = 12
 TIMEOUT = 600.0  # seconds for one run, on a machine that has much else to do
 HERE = Path(__file__).resolve().parent
 
