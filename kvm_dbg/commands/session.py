@@ -27,8 +27,8 @@ class OpenRequest(NamedTuple):
 
     images: one image, or the parts of a split one. vmlinux: a kernel file, None to search for it. base, hole: see
     `image.raw`. format: a reader's name, None to probe. candidate: which kernel of several (from 1). force: use a
-    vmlinux that does not match. search: directories to look for vmlinux in, before the usual ones.
-    index_directory: where indexes are kept, None for no index.
+    vmlinux that does not match. layout: a layout file with types. search: directories to look for vmlinux in, before
+    the usual ones. index_directory: where indexes are kept, None for no index.
     """
 
     images: tuple[str, ...]
@@ -38,6 +38,7 @@ class OpenRequest(NamedTuple):
     format: str | None = None
     candidate: int | None = None
     force: bool = False
+    layout: str | None = None
     search: tuple[str, ...] = ()
     index_directory: str | None = None
 
@@ -171,6 +172,7 @@ class Session:
                 request.vmlinux,
                 candidate=request.candidate,
                 force=request.force,
+                layout=request.layout,
                 search=request.search,
                 index_directory=request.index_directory,
                 progress=self.progress,

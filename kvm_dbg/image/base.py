@@ -69,7 +69,8 @@ class ImageInfo(NamedTuple):
 
     machine: the processor as kvm_dbg's registry of architectures names it ("x86_64"), None if the file has no word
     for it. dump_level: makedumpfile's -d bits. complete: False if the file is truncated or flagged incomplete.
-    quirks: one sentence each, things a careful reader wants to know.
+    quirks: one sentence each, things a careful reader wants to know. system: the operating system that the format
+    belongs to, by its name in `kernel.SYSTEMS`.
     """
 
     format: str
@@ -83,6 +84,7 @@ class ImageInfo(NamedTuple):
     complete: bool = True
     quirks: tuple[str, ...] = ()
     details: tuple[tuple[str, str], ...] = ()  # anything else worth a line of `identify`: (name, value)
+    system: str | None = None
 
 
 class MemoryImage(ABC):

@@ -38,6 +38,17 @@ class Identity(NamedTuple):
         return self.text
 
 
+class KernelOptions(NamedTuple):
+    """What a user says of the kernel to open; see `open_kernel`."""
+
+    candidate: int | None = None
+    index_directory: str | None = None
+    search: tuple[str, ...] = ()
+    force: bool = False
+    layout: str | None = None
+    progress: Progress | None = None
+
+
 class System(Protocol):
     """An operating system, as the registry knows it."""
 
@@ -46,18 +57,8 @@ class System(Protocol):
     def identify(self, image: MemoryImage, progress: Progress | None) -> list[Identity]:
         """Return its kernels in the image, verified ones first. Raises KernelNotFoundError if there is none."""
 
-    def open(
-        self,
-        image: MemoryImage,
-        path: str | None,
-        *,
-        candidate: int | None,
-        index_directory: str | None,
-        search: tuple[str, ...],
-        force: bool,
-        progress: Progress | None,
-    ) -> Kernel:
-        """Return one of its kernels. Raises KernelNotFoundError if there is none."""
+    def open(self, image: MemoryImage, path: str | None, options: KernelOptions) -> Kernel:
+        """Return one of its kernels, with the kernel file `path`. Raises KernelNotFoundError if there is none."""
 
     def owns(self, kernel: Kernel) -> bool:
         """Return whether the kernel is one of this system."""
@@ -90,28 +91,18 @@ class _Linux:
             for boot in find_boots(image, progress)
         ]
 
-    def open(
-        self,
-        image: MemoryImage,
-        path: str | None,
-        *,
-        candidate: int | None,
-        index_directory: str | None,
-        search: tuple[str, ...],
-        force: bool,
-        progress: Progress | None,
-    ) -> Kernel:
+    def open(self, image: MemoryImage, path: str | None, options: KernelOptions) -> Kernel:
         from kvm_dbg.kernel.linux.discovery import find_boots
         from kvm_dbg.kernel.linux.kernel import open_linux
 
         return open_linux(
             image,
-            find_boots(image, progress, all_of_memory=candidate is not None),
+            find_boots(image, options.progress, all_of_memory=options.candidate is not None),
             path,
-            candidate=candidate,
-            index_directory=index_directory,
-            search=search,
-            force=force,
+            candidate=options.candidate,
+            index_directory=options.index_directory,
+            search=options.search,
+            force=options.force,
         )
 
     def owns(self, kernel: Kernel) -> bool:
@@ -128,6 +119,14 @@ class _Linux:
 SYSTEMS: tuple[System, ...] = (_Linux(),)
 
 
+def _systems_for(image: MemoryImage, path: str | None) -> tuple[System, ...]:
+    """Return the one system that the image or the kernel file names, else all."""
+    from kvm_dbg.kernel.recognise import name_system
+
+    name = name_system(image, path)
+    return tuple(system for system in SYSTEMS if system.name == name) or SYSTEMS
+
+
 def identify_kernels(image: MemoryImage, progress: Progress | None = None) -> list[Identity]:
     """Return the kernels in the image, in the order of `--kernel N`.
 
@@ -136,7 +135,7 @@ def identify_kernels(image: MemoryImage, progress: Progress | None = None) -> li
         UnsupportedError, FormatError: one that is not handled; an image that is corrupt where it was read.
     """
     problem: KernelNotFoundError | None = None
-    for system in SYSTEMS:
+    for system in _systems_for(image, None):
         try:
             return system.identify(image, progress)
         except KernelNotFoundError as error:
@@ -152,6 +151,7 @@ def open_kernel(
     index_directory: str | None = None,
     search: tuple[str, ...] = (),
     force: bool = False,
+    layout: str | None = None,
     progress: Progress | None = None,
 ) -> Kernel:
     """Find the kernel in the image and join it with its symbols and types.
@@ -163,6 +163,7 @@ def open_kernel(
         index_directory: where indexes are kept, None for no index.
         search: directories to look for a kernel file in.
         force: use a kernel file that does not match.
+        layout: a layout file with the types that the kernel file lacks.
         progress: called with a line of text now and then while memory is searched.
 
     Raises:
@@ -170,18 +171,11 @@ def open_kernel(
         KernelMismatchError: the named kernel file is of another kernel.
         FileAccessError, UnknownFormatError, FormatError: the named kernel file cannot be used.
     """
+    options = KernelOptions(candidate, index_directory, search, force, layout, progress)
     problem: KernelNotFoundError | None = None
-    for system in SYSTEMS:
+    for system in _systems_for(image, vmlinux):
         try:
-            return system.open(
-                image,
-                vmlinux,
-                candidate=candidate,
-                index_directory=index_directory,
-                search=search,
-                force=force,
-                progress=progress,
-            )
+            return system.open(image, vmlinux, options)
         except KernelNotFoundError as error:
             problem = problem or error
     raise problem or KernelNotFoundError("no operating system is built in")

@@ -201,6 +201,7 @@ def open_kvm(
     format: str | None = None,  # noqa: A002 - the name users know from the command line
     candidate: int | None = None,
     force: bool = False,
+    layout: str | None = None,
     search: Iterable[str] = (),
     index_directory: str | None = None,
 ) -> Kvm:
@@ -215,6 +216,7 @@ def open_kvm(
         format: a reader's name, for a file that is not recognised.
         candidate: which of several kernels in the image, from 1.
         force: use a vmlinux that does not match.
+        layout: a layout file with the types that the kernel file lacks.
         search: directories to look for vmlinux in, before the usual ones.
         index_directory: where indexes of symbols and types are kept; None for nowhere.
 
@@ -229,6 +231,7 @@ def open_kvm(
             vmlinux,
             candidate=candidate,
             force=force,
+            layout=layout,
             search=tuple(search),
             index_directory=index_directory,
         )

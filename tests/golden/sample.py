@@ -16,7 +16,7 @@ from kvm_dbg.rsp.target import Target
 from tests.sample import unpack_sample
 
 SECONDS = 5.0  # of CPU time, for any one attempt
-GROWTH = 160 << 20  # bytes of data of the whole process, over all attempts of a test; mapped files do not count
+GROWTH = 160 << 20  # bytes of data, for any one attempt, mapped files apart; and what may stay after all of them
 
 COMMANDS = (
     *("sys", "procs", "lwps", "bt --all", "args", "env", "files", "loadavg", "log", "mods"),
@@ -60,18 +60,22 @@ def run(session: Session, line: str) -> str:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Let a test's attempts have SECONDS each (see `attempt`), and GROWTH bytes together: more is a MemoryError.
+    """Let a test's attempts have SECONDS and GROWTH bytes each (see `attempt`), more is a MemoryError.
 
-    What other tests keep is set aside: Python collects the less often, the more objects there are.
+    What other tests keep is set aside: Python collects the less often, the more objects its last collection saw. And
+    what the attempts leave behind must stay below GROWTH, too.
     """
     gc.collect()
     gc.freeze()
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    gc.collect()
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     before = signal.signal(signal.SIGVTALRM, _on_timer)
-    resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + GROWTH, limits[1]))
+    size = data_size()
     try:
         yield
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
+        gc.collect()
+        assert data_size() - size < GROWTH, "the attempts leave memory behind"
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
@@ -79,9 +83,16 @@ def bounded() -> Iterator[None]:
         gc.unfreeze()
 
 
+def data_size() -> int:
+    """Return the bytes that RLIMIT_DATA counts: this process's own, mapped files apart."""
+    return int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+
+
 @contextmanager
 def attempt() -> Iterator[None]:
-    """End what takes more than SECONDS of CPU time by TookTooLong; only within `bounded`."""
+    """End what takes more than SECONDS of CPU time by TookTooLong, GROWTH bytes by MemoryError; within `bounded`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (data_size() + GROWTH, hard))
     signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     try:
         yield

@@ -19,7 +19,7 @@ from kvm_dbg.arch.x86_64 import X86_64
 from kvm_dbg.debuginfo.btf import BtfTypes
 from kvm_dbg.errors import CommandError, CorruptError, KernelNotFoundError, NotInImageError
 from kvm_dbg.image.base import MemoryImage, Note
-from kvm_dbg.kernel import Identity
+from kvm_dbg.kernel import Identity, KernelOptions
 from kvm_dbg.kernel.base import (
     Area,
     Check,
@@ -425,9 +425,9 @@ class Registered:
         paging = Paging(0x1000, 4)
         return [Identity("Little", "x86_64", "1.0-little", "#1", paging, 0x1000000, "c0ffee", True, "Little 1.0")]
 
-    def open(self, image: MemoryImage, path: str | None, **options: Any) -> Kernel:
+    def open(self, image: MemoryImage, path: str | None, options: KernelOptions) -> Kernel:
         self.identify(image, None)
-        self.opened.append(options)
+        self.opened.append(options._asdict())
         return LittleKernel(image, path)
 
     def owns(self, kernel: Kernel) -> bool:
