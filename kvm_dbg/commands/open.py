@@ -41,6 +41,7 @@ def add_open_arguments(parser: argparse.ArgumentParser, *, search: bool = True) 
         group.add_argument("--search", metavar="DIR", action="append", default=[], help="search for vmlinux here first")
     group.add_argument("--kernel", metavar="N", type=int, dest="candidate", help="which of several kernels, from 1")
     group.add_argument("--force", action="store_true", help="use a kernel file that does not match")
+    group.add_argument("--patch", metavar="FILE", help="changes to make in the private copy, from `write --save`")
     group.add_argument("--layout", metavar="FILE", help="a layout file with types that the kernel file lacks")
     add_image_arguments(group)
 
@@ -57,6 +58,7 @@ def request_of(args: Any, files: list[str], index_directory: str | None, search:
         candidate=args.candidate,
         force=args.force,
         layout=args.layout,
+        patch=args.patch,
         search=(*args.search, *search),
         index_directory=index_directory,
     )

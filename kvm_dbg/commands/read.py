@@ -61,13 +61,10 @@ class Read(Command):
         first: int | None = None
         for at in range(address, address + size, CHUNK):
             part = read(at, min(CHUNK, address + size - at))
-            digits = part.data.hex()
             for run in part.missing:
-                start = 2 * (run.start - at)
-                digits = digits[:start] + "--" * run.size + digits[start + 2 * run.size :]
                 lost += run.size
                 first = run.start if first is None else first
-            yield at, len(part.data), digits
+            yield at, len(part.data), part.digits(at)
         if first is not None:
             raise CommandError(f"{lost} of {size} bytes are not in the image or not mapped, the first at {first:#x}")
 

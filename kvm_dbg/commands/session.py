@@ -11,6 +11,7 @@ from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError, SymbolNot
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
+from kvm_dbg.image.patch import apply_patch, read_patch
 from kvm_dbg.kernel import find_symbols, open_kernel, system_of
 from kvm_dbg.kernel.base import GRADES, Check, Kernel, OperatingSystem, Thread
 from kvm_dbg.symbols.base import Symbol
@@ -27,8 +28,9 @@ class OpenRequest(NamedTuple):
 
     images: one image, or the parts of a split one. vmlinux: a kernel file, None to search for it. base, hole: see
     `image.raw`. format: a reader's name, None to probe. candidate: which kernel of several (from 1). force: use a
-    vmlinux that does not match. layout: a layout file with types. search: directories to look for vmlinux in, before
-    the usual ones. index_directory: where indexes are kept, None for no index.
+    vmlinux that does not match. layout: a layout file with types. patch: a file of changes to make in the private copy.
+    search: directories to look for vmlinux in, before the usual ones. index_directory: where indexes are kept, None for
+    no index.
     """
 
     images: tuple[str, ...]
@@ -39,6 +41,7 @@ class OpenRequest(NamedTuple):
     candidate: int | None = None
     force: bool = False
     layout: str | None = None
+    patch: str | None = None
     search: tuple[str, ...] = ()
     index_directory: str | None = None
 
@@ -167,6 +170,8 @@ class Session:
         """
         image = OverlayImage(open_image(request.images, base=request.base, hole=request.hole, format=request.format))
         try:
+            if request.patch is not None:
+                apply_patch(image, read_patch(request.patch), request.patch)
             kernel = open_kernel(
                 image,
                 request.vmlinux,

@@ -1,4 +1,4 @@
-"""write: change memory in the session's private copy."""
+"""write: change memory in the session's private copy, take changes back, keep them in a file."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import argparse
 from typing import Any
 
 from kvm_dbg.commands.address import check_range, evaluate_address, parse_number
-from kvm_dbg.commands.base import Column, Command, Table
+from kvm_dbg.commands.base import Cell, Column, Command, Table
+from kvm_dbg.commands.new_file import new_file
 from kvm_dbg.commands.process import address_space
 from kvm_dbg.commands.session import Session
-from kvm_dbg.errors import CommandError
-from kvm_dbg.kernel import write_memory
+from kvm_dbg.errors import CommandError, UsageError
+from kvm_dbg.image.overlay import OverlayImage
+from kvm_dbg.image.patch import make_patch
+from kvm_dbg.image.writable import Change, WritableImage
+from kvm_dbg.kernel import undo_write, write_memory
 
 COLUMNS = (
     Column("ADDRESS", "address"),
     Column("SIZE", "number", "bytes"),
-    Column("OLD", "text", "the bytes before, in hexadecimal digits"),
+    Column("OLD", "text", 'the bytes before, in hexadecimal digits; "--" for each that the image does not hold'),
     Column("NEW", "text", "the bytes now, in hexadecimal digits"),
 )
+SAVED = (Column("FILE"), Column("SIZE", "number", "bytes that are changed"))
 LIMIT = 1 << 20  # bytes
+SIZES = (1, 2, 4, 8)  # bytes of a variable that a plain number can be for
 
 
 class Write(Command):
@@ -28,33 +34,72 @@ class Write(Command):
     summary = "Write memory in a private copy; the image file never changes"
     columns = COLUMNS
     description = (
-        "The change lasts until the image is closed, and is seen by every later command and by the debugger. On the\n"
-        "command line that is the end of the command itself: there, write only tells what it would replace."
+        "A plain VALUE is a number, for a variable whose size the symbol tells. The change lasts until the image is\n"
+        "closed, and is seen by every later command and by the debugger, whose own writes are logged as well. On the\n"
+        "command line it ends with the command: there, write only tells what it would replace.\n"
+        "`--save` keeps all changes in a file, to be applied by `open --patch`."
     )
     examples = (
-        "write panic_on_oops --u32 0",
+        "write panic_on_oops 1",
         "write 0xffff888000001000 --hex 90909090",
         "write --pid 1 0x7ffe0000 --text hello",
+        "write --undo",
+        "write --save changes.json",
     )
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("address", metavar="ADDRESS", help="where to start: a number, SYMBOL or SYMBOL+OFFSET")
-        value = parser.add_mutually_exclusive_group(required=True)
+        parser.add_argument(
+            "address", metavar="ADDRESS", nargs="?", help="where to start: a number, SYMBOL or SYMBOL+OFFSET"
+        )
+        parser.add_argument("value", metavar="VALUE", nargs="?", type=parse_integer, help="a number")
+        value = parser.add_mutually_exclusive_group()
         for bits in (8, 16, 32, 64):
             value.add_argument(f"--u{bits}", metavar="VALUE", type=parse_integer, help=f"an integer of {bits} bits")
         value.add_argument("--hex", metavar="BYTES", help="bytes in hexadecimal digits")
         value.add_argument("--text", metavar="STRING", help="the bytes of a string and a NUL")
+        value.add_argument("--undo", action="store_true", help="take the last change back")
+        value.add_argument("--log", action="store_true", help="list the changes, oldest first")
+        value.add_argument("--save", metavar="FILE", help="keep all changes in a new file, for `open --patch`")
         parser.add_argument("--pid", metavar="PID", type=int, help="in the address space of this process")
 
     def run(self, session: Session, args: Any) -> Table:
-        data = parse_data(args, session.kernel.arch.byteorder)
+        if args.undo or args.log or args.save is not None:
+            if args.address is not None:
+                raise UsageError("--undo, --log and --save are about what was written: they take no ADDRESS")
+            return self._look_back(session, args)
+        if args.address is None:
+            raise UsageError("what to write, and where? write ADDRESS VALUE, or one of --undo --log --save")
+        data = parse_data(session, args)
         address = evaluate_address(session, args.address)
         check_range(address, len(data))
-        space = address_space(session, args.pid)
-        old = space.read(address, len(data))
-        write_memory(session.kernel, space, address, data)
+        change = write_memory(session.kernel, address_space(session, args.pid), address, data)
         note = "the image file is unchanged; this lasts until the image is closed"
-        return Table(COLUMNS, [(address, len(data), old.hex(), data.hex())], single=True, notes=[note])
+        return Table(COLUMNS, [change_row(change)], single=True, notes=[note])
+
+    def _look_back(self, session: Session, args: Any) -> Table:
+        image = session.image
+        if args.undo:
+            change = undo_write(session.kernel)
+            row = change_row(change)
+            return Table(COLUMNS, [(*row[:2], row[3], row[2])], single=True, notes=["taken back"])
+        if args.log:
+            changes = image.changes if isinstance(image, WritableImage) else ()
+            return Table(COLUMNS, [change_row(change) for change in changes])
+        if not isinstance(image, OverlayImage):
+            raise CommandError("only what was written into the private copy of a file can be kept")
+        if not image.written:
+            raise CommandError("nothing was written that could be kept")
+        kernel = session.kernel
+        data = make_patch(image, getattr(kernel, "release", None), getattr(kernel, "build_id", None))
+        with new_file(args.save) as file:
+            file.write(data)
+        return Table(SAVED, [(args.save, image.written)], single=True)
+
+
+def change_row(change: Change) -> list[Cell]:
+    """Return the row of a change."""
+    old = "".join(part.old.digits(part.paddr) for part in change.parts)
+    return [change.vaddr, change.size, old, b"".join(part.new for part in change.parts).hex()]
 
 
 def parse_integer(text: str) -> int:
@@ -62,22 +107,44 @@ def parse_integer(text: str) -> int:
     return -parse_number(text[1:]) if text.startswith("-") else parse_number(text)
 
 
-def parse_data(args: Any, byteorder: str) -> bytes:
-    """Return the bytes that the options describe. Raises CommandError."""
-    for bits in (8, 16, 32, 64):
-        value = getattr(args, f"u{bits}")
-        if value is not None:
-            if not -(1 << (bits - 1)) <= value < 1 << bits:
-                raise CommandError(f"{value:#x} does not fit into {bits} bits")
-            number: int = value & ((1 << bits) - 1)
-            return number.to_bytes(bits // 8, "big" if byteorder == "big" else "little")
+def parse_data(session: Session, args: Any) -> bytes:
+    """Return the bytes that the arguments describe. Raises CommandError, SymbolNotFound."""
+    byteorder = session.kernel.arch.byteorder
+    values = {bits: value for bits in (8, 16, 32, 64) if (value := getattr(args, f"u{bits}")) is not None}
+    if args.value is not None:
+        if values or args.text is not None or args.hex is not None:
+            raise UsageError("two values were given: VALUE, and an option")
+        values = {8 * variable_size(session, args.address): args.value}
+    for bits, value in values.items():
+        if not -(1 << (bits - 1)) <= value < 1 << bits:
+            raise CommandError(f"{value:#x} does not fit into {bits} bits")
+        number: int = value & ((1 << bits) - 1)
+        return number.to_bytes(bits // 8, "big" if byteorder == "big" else "little")
     if args.text is not None:
         data: bytes = args.text.encode("utf-8", "surrogateescape") + b"\0"
-    else:
+    elif args.hex is not None:
         try:
             data = bytes.fromhex(args.hex)
         except ValueError:
             raise CommandError(f"--hex {args.hex!r}: not pairs of hexadecimal digits") from None
+    else:
+        raise UsageError("write what? VALUE, or one of --u8 --u16 --u32 --u64 --hex --text")
     if not 0 < len(data) <= LIMIT:
         raise CommandError(f"between 1 and {LIMIT} bytes can be written at a time, not {len(data)}")
     return data
+
+
+def variable_size(session: Session, name: str) -> int:
+    """Return the size in bytes of the variable that an address names, by its symbol.
+
+    Raises:
+        CommandError: it is not the name of a variable with the size of a number.
+        SymbolNotFound: no such symbol.
+    """
+    how = "say how many bits with --u8, --u16, --u32 or --u64"
+    if name[:1].isdigit() or "+" in name or "-" in name:
+        raise CommandError(f"{name} is not the name of a variable: {how}")
+    size = session.find_symbol(name).size
+    if size not in SIZES:
+        raise CommandError(f"{name} has {size} bytes: {how}" if size else f"the size of {name} is not known: {how}")
+    return size

@@ -55,6 +55,14 @@ class PartialRead(NamedTuple):
     data: bytes
     missing: tuple[Range, ...]
 
+    def digits(self, start: int) -> str:
+        """Return two hexadecimal digits for each byte, "--" for missing ones; `start` is the address of the first."""
+        digits = self.data.hex()
+        for run in self.missing:
+            at = 2 * (run.start - start)
+            digits = digits[:at] + "--" * run.size + digits[at + 2 * run.size :]
+        return digits
+
 
 class Note(NamedTuple):
     """One ELF note, as it stands in the file: `type` is the number, `desc` the raw descriptor."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import groupby
+from operator import eq, itemgetter
 
 from kvm_dbg.errors import NotInImageError
 from kvm_dbg.image.base import ImageInfo, MemoryImage, Piece, Presence, Range
+from kvm_dbg.image.writable import Part, WritableImage
 
 
-class OverlayImage(MemoryImage):
+class OverlayImage(WritableImage):
     """An image over another one, whose bytes can be written.
 
     Only the bytes that were written are kept, in blocks that neither overlap nor touch. Closing it closes the image
@@ -17,6 +20,7 @@ class OverlayImage(MemoryImage):
     """
 
     def __init__(self, image: MemoryImage) -> None:
+        super().__init__()
         self.image = image
         self.paths = image.paths
         self.notes = image.notes
@@ -64,6 +68,49 @@ class OverlayImage(MemoryImage):
                 block += after[end - high :]
         self._starts[first:last] = [start]
         self._blocks[first:last] = [block]
+
+    def for_each_block(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (paddr, bytes) of all that was written, ascending; the blocks neither overlap nor touch."""
+        for start, block in zip(self._starts, self._blocks, strict=True):
+            yield start, bytes(block)
+
+    def _put_back(self, part: Part) -> None:
+        """Make the bytes what they were: those of the image below are no longer covered."""
+        end = part.paddr + len(part.new)
+        self._uncover(part.paddr, end)
+        start = part.paddr
+        for missing in (*part.old.missing, Range(end, 0, Presence.HOLE)):
+            old = part.old.data[start - part.paddr : missing.start - part.paddr]
+            for at, data in self._differing(start, old):  # earlier writes
+                self.write(at, data)
+            start = missing.end
+
+    def _differing(self, paddr: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield (paddr, bytes) of the runs of `data` that the image below does not have."""
+        for piece in self.image.pieces(paddr, len(data)):
+            at = piece.paddr - paddr
+            new = data[at : at + piece.size]
+            if piece.data is None:
+                yield piece.paddr, new
+                continue
+            same = map(eq, new, piece.data)
+            for is_same, run in groupby(enumerate(same), key=itemgetter(1)):
+                if not is_same:
+                    numbers = [number for number, _ in run]
+                    yield piece.paddr + numbers[0], new[numbers[0] : numbers[-1] + 1]
+
+    def _uncover(self, paddr: int, end: int) -> None:
+        """Forget what was written in [paddr, end)."""
+        first = max(bisect_right(self._starts, paddr) - 1, 0)
+        last = bisect_left(self._starts, end)
+        kept: list[tuple[int, bytearray]] = []
+        for start, block in zip(self._starts[first:last], self._blocks[first:last], strict=True):
+            if start < paddr:
+                kept.append((start, block[: paddr - start]))
+            if start + len(block) > end:
+                kept.append((end, block[end - start :]))
+        self._starts[first:last] = [start for start, _ in kept]
+        self._blocks[first:last] = [block for _, block in kept]
 
     def _touches(self, paddr: int, end: int) -> bool:
         """Tell whether any written byte is in [paddr, end)."""
@@ -129,4 +176,5 @@ class OverlayImage(MemoryImage):
     def close(self) -> None:
         self._starts.clear()
         self._blocks.clear()
+        self.changes.clear()
         self.image.close()

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,14 @@ from kvm_dbg.commands.open import request_of
 from kvm_dbg.commands.parser import CommandParser, Parser
 from kvm_dbg.commands.run import run_command, run_line
 from kvm_dbg.commands.session import OpenRequest, Session
-from kvm_dbg.errors import CommandError, CorruptError, KernelNotFoundError, SymbolNotFound, UsageError
+from kvm_dbg.errors import (
+    CommandError,
+    CorruptError,
+    FileAccessError,
+    KernelNotFoundError,
+    SymbolNotFound,
+    UsageError,
+)
 from tests.unit.conftest import Little
 from tests.writers.system import DATA, GONE, TEXT
 
@@ -52,7 +60,7 @@ def fail(capsys: Capture, *words: str, status: int) -> tuple[str, str]:
         (["read", "IMAGE", "0", "1_0"], "'1_0' is not a number"),
         (["read", "IMAGE", "0", "0x10000000000000000"], "does not fit into 64 bits"),
         (["read", "IMAGE", "0", "--phys", "--pid", "1"], "not allowed with"),
-        (["write", "IMAGE", "0"], "one of the arguments --u8"),
+        (["write", "IMAGE", "--undo", "--log"], "not allowed with"),
         (["write", "IMAGE", "0", "--u8", "1", "--hex", "00"], "not allowed with"),
         (["args", "IMAGE", "one"], "invalid int value"),
         (["identify"], "arguments are required: FILE"),
@@ -94,6 +102,10 @@ def test_an_unknown_command_names_its_neighbours(word: str, hint: str, capsys: C
         (["read", "IMAGE", "0x10000000000000000"], "does not fit into 64 bits"),
         (["read", "IMAGE", "0xffffffffffffffff", "2"], "end beyond the last address"),
         (["read", "IMAGE", "--phys", "banner"], "'banner' is not a number"),
+        (["write", "IMAGE", "0x1000", "1"], "not the name of a variable: say how many bits"),
+        (["write", "IMAGE", "counter+4", "1"], "not the name of a variable: say how many bits"),
+        (["write", "IMAGE", "--undo"], "nothing was written that could be taken back"),
+        (["write", "IMAGE", "--save", "new.json"], "nothing was written that could be kept"),
         (["write", "IMAGE", "counter", "--u8", "256"], "0x100 does not fit into 8 bits"),
         (["write", "IMAGE", "counter", "--u8", "-129"], "does not fit into 8 bits"),
         (["write", "IMAGE", "counter", "--hex", "abc"], "not pairs of hexadecimal digits"),
@@ -245,6 +257,41 @@ def test_writes_last_until_the_image_is_closed(little: Little) -> None:
     assert json.loads("".join(run_line(session, "status --json")))["written"] == 1
     list(run_line(session, f"open {little.image}"))
     assert "|." in "".join(run_line(session, "read counter 4"))
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["write"], "what to write, and where"),
+        (["write", "0"], "write what?"),
+        (["write", "counter", "1", "--u8", "1"], "two values"),
+        (["write", "counter", "--undo"], "they take no ADDRESS"),
+    ],
+)
+def test_write_says_what_words_are_missing(words: list[str], complaint: str, little: Little, capsys: Capture) -> None:
+    assert cli.main([words[0], little.image, *words[1:]]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_writes_are_logged_taken_back_and_kept(little: Little, tmp_path: Path) -> None:
+    session = open_session(little)
+
+    def ask(line: str) -> Any:
+        return json.loads("".join(run_line(session, f"{line} --json")))
+
+    first, second = ask("write counter --u8 0x41"), ask("write counter --text hi")
+    assert (second["old"], second["new"]) == ("410000", "686900")
+    log = ask("write --log")
+    assert [(row["address"], row["new"]) for row in log] == [(first["address"], "41"), (first["address"], "686900")]
+    back = ask("write --undo")
+    assert (back["old"], back["new"]) == ("686900", "410000")
+    assert ask("write --save kept.json")["size"] == 1
+    assert ask("write --undo")["new"] == "00"
+    assert ask("status")["written"] == 0
+    list(run_line(session, f"open {little.image} --patch kept.json"))
+    assert "|A" in "".join(run_line(session, "read counter 4"))
+    with pytest.raises(FileAccessError, match="exists"):
+        list(run_line(session, "write --save kept.json"))
 
 
 def test_opening_options_reach_the_kernel(little: Little) -> None:

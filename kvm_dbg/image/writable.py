@@ -1,0 +1,89 @@
+"""Images that can be written to: each change is kept with the bytes before and after, and can be taken back."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kvm_dbg.errors import CommandError, NotInImageError
+from kvm_dbg.image.base import MemoryImage, PartialRead, Presence
+
+MAX_CHANGES = 1 << 14  # changes that are remembered
+MAX_BYTES = 1 << 26  # of data in them; the oldest are forgotten first
+
+
+class Part(NamedTuple):
+    """A physically contiguous part of a change: the bytes at `paddr` before (as far as there were any) and after."""
+
+    paddr: int
+    old: PartialRead
+    new: bytes
+
+
+class Change(NamedTuple):
+    """One write, at a virtual address; its parts are in the order of virtual addresses."""
+
+    vaddr: int
+    parts: tuple[Part, ...]
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes were written."""
+        return sum(len(part.new) for part in self.parts)
+
+
+class WritableImage(MemoryImage):
+    """An image whose bytes can be written; derived classes implement `write` and `_put_back`.
+
+    Attributes:
+        changes: what `change` wrote, oldest first, bounded by MAX_CHANGES and MAX_BYTES.
+    """
+
+    def __init__(self) -> None:
+        self.changes: deque[Change] = deque()
+        self._bytes = 0
+
+    @abstractmethod
+    def write(self, paddr: int, data: bytes) -> None:
+        """Put `data` at the physical address `paddr`, unlogged.
+
+        Raises:
+            NotInImageError: part of it is not memory that the image describes; nothing is written then.
+        """
+
+    @abstractmethod
+    def _put_back(self, part: Part) -> None:
+        """Make a part as it was before."""
+
+    def change(self, vaddr: int, pieces: Sequence[tuple[int, bytes]]) -> Change:
+        """Write the pieces (paddr, bytes) of one change at the virtual address `vaddr`, and remember it.
+
+        Raises:
+            NotInImageError: part of it is not memory that the image describes; nothing is written then.
+        """
+        parts = tuple(Part(paddr, self.read_partial(paddr, len(data)), data) for paddr, data in pieces)
+        for part in parts:
+            for run in part.old.missing:
+                if run.presence is Presence.HOLE:
+                    raise NotInImageError(run.start, run.size, "hole", self.paths[0] if self.paths else "")
+        for part in parts:
+            self.write(part.paddr, part.new)
+        change = Change(vaddr, parts)
+        self.changes.append(change)
+        self._bytes += change.size
+        while len(self.changes) > MAX_CHANGES or (self._bytes > MAX_BYTES and len(self.changes) > 1):
+            self._bytes -= self.changes.popleft().size
+        return change
+
+    def undo(self) -> Change:
+        """Take the last change back and return it. Raises CommandError if there is none."""
+        if not self.changes:
+            raise CommandError("nothing was written that could be taken back")
+        change = self.changes[-1]
+        for part in reversed(change.parts):
+            self._put_back(part)
+        self.changes.pop()
+        self._bytes -= change.size
+        return change
