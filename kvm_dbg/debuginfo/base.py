@@ -8,11 +8,11 @@ volatile, restrict, attributes, BTF's type tags) are skipped: they do not change
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from kvm_dbg.errors import MemberNotFound, TypeNotFound
+from kvm_dbg.errors import MemberNotFound, TypeNotFound, UnsupportedError
 
 MAX_CHAIN = 64  # typedefs of typedefs, arrays of arrays
 MAX_ANONYMOUS = 4096  # anonymous structs and unions inside one struct
@@ -266,6 +266,14 @@ class TypeTable(ABC):
     @abstractmethod
     def find_enumerator(self, name: str) -> int | None:
         """Return the value of the enumerator `name` of whatever enum has it."""
+
+    def for_each_name(self) -> Iterator[str]:
+        """Yield the names of all complete types that have one, spelled as `find_type` takes them.
+
+        Raises:
+            UnsupportedError: this source cannot be listed.
+        """
+        raise UnsupportedError("a list of all types", self.source)
 
     def type(self, name: str) -> Type:
         """Return the type called `name`.
