@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvm_dbg.commands.debug_link import DEBUG_DIRECTORY, find_debug_file, read_debug_link
+from kvm_dbg.debuginfo.debug_link import DEBUG_DIRECTORY, find_debug_file, read_debug_link
 from kvm_dbg.elf import open_elf
 from kvm_dbg.errors import CommandError, FileAccessError, FormatError, KvmDbgError
 

@@ -4,9 +4,13 @@ Facts: the DWARF standard, versions 4 and 5, chapter 7 (unit headers, abbreviati
 
 Distributions' vmlinux has no index of names, and 160 MB of entries: a parser needs minutes for what a search for
 bytes does in a tenth of a second. An entry is its abbreviation code and its attributes. The first is DW_AT_name (of
-GCC's base types the third): the offset of the name in .debug_str, or the name itself if it is short. So the name is
-looked for, and each hit is checked: it must fit an abbreviation of its unit, and the walk over the unit's entries,
-which DW_AT_sibling makes short, must come by it.
+GCC's base types the third, of Clang's typedefs and enums the second, after DW_AT_type): the offset of the name in
+.debug_str, or the name itself if it is short. So the name is looked for, and each hit is checked: it must fit an
+abbreviation of its unit, and the walk over the unit's entries, which DW_AT_sibling makes short, must come by it.
+
+Clang's DWARF 5 has indexes in the place of offsets (DW_FORM_strx1, ...): 7.26 says how .debug_str_offsets turns them
+into offsets, by a table for each unit, whose place the unit's own entry tells (DW_AT_str_offsets_base). The offset is
+looked for in the tables then, and its index in the units that they belong to.
 
 Linkers merge the ends of strings: a name may start inside a longer one. GNU ld takes, of all strings that end in
 the name, the one that comes first when they are ordered by their reversed text; that one is tried first.
@@ -24,12 +28,16 @@ from kvm_dbg.elf import SHF_COMPRESSED, SHT_NOBITS, ElfFile
 from kvm_dbg.errors import FormatError, UnsupportedError
 
 TAG_ENUMERATION, TAG_STRUCTURE, TAG_TYPEDEF, TAG_UNION, TAG_BASE, TAG_ENUMERATOR = 0x04, 0x13, 0x16, 0x17, 0x24, 0x28
-AT_SIBLING, AT_NAME, AT_DECLARATION = 0x01, 0x03, 0x3C
-FORM_ADDR, FORM_STRING, FORM_STRP, FORM_REF4, FORM_IMPLICIT_CONST = 0x01, 0x08, 0x0E, 0x13, 0x21
+AT_SIBLING, AT_NAME, AT_DECLARATION, AT_STR_OFFSETS_BASE = 0x01, 0x03, 0x3C, 0x72
+FORM_ADDR, FORM_STRING, FORM_STRP, FORM_REF4, FORM_SEC_OFFSET, FORM_IMPLICIT_CONST = (
+    0x01, 0x08, 0x0E, 0x13, 0x17, 0x21,
+)  # fmt: skip
 UNIT_TYPE, UNIT_SKELETON, UNIT_SPLIT_COMPILE, UNIT_SPLIT_TYPE = 0x02, 0x04, 0x05, 0x06
 MAX_UNITS = 1 << 20
+MAX_TABLE = 1 << 20  # bytes of a unit's abbreviations
+TOP_ENTRY = 1 << 12  # bytes within which a unit's own entry says where its strings are
 MAX_CANDIDATES = 32  # places of a name in .debug_str that are tried
-NAME_PLACES: Final = (0, 2)  # bytes of attributes before the name: none, or DW_AT_byte_size and DW_AT_encoding
+NAME_PLACES: Final = (0, 2, 4)  # bytes before the name: none, DW_AT_byte_size and DW_AT_encoding, DW_AT_type
 SHORT: Final = 3  # names up to this length are written in place of their offset
 
 
@@ -40,6 +48,8 @@ SIZES: Final = {
 }  # fmt: skip
 OFFSET_FORMS: Final = frozenset((0x0E, 0x10, 0x17, 0x1D, 0x1F))  # strp, ref_addr, sec_offset, strp_sup, line_strp
 LEB128_FORMS: Final = frozenset((0x0D, 0x0F, 0x15, 0x1A, 0x1B, 0x22, 0x23))
+STRX_FORMS: Final = {0x25: 1, 0x26: 2, 0x27: 3, 0x28: 4}  # form -> bytes of the index
+STRX_HEADER: Final = 8  # bytes of a unit's table in .debug_str_offsets before the offsets, in 32-bit DWARF
 BLOCK_FORMS: Final = {0x0A: 1, 0x03: 2, 0x04: 4, 0x09: 0, 0x18: 0}  # form -> bytes of the length, 0 for LEB128
 
 
@@ -91,9 +101,9 @@ class Area:
     def __len__(self) -> int:
         return self.end - self.start
 
-    def find(self, needle: bytes, at: int = 0) -> int:
-        """Return where `needle` is, from `at` on; -1 if it is nowhere."""
-        found = self.data.find(needle, self.start + at, self.end)
+    def find(self, needle: bytes, at: int = 0, end: int | None = None) -> int:
+        """Return where `needle` is, from `at` on and before `end`; -1 if it is nowhere."""
+        found = self.data.find(needle, self.start + at, self.end if end is None else min(self.start + end, self.end))
         return found - self.start if found >= 0 else -1
 
     def read(self, at: int, size: int) -> bytes:
@@ -157,10 +167,12 @@ class DwarfSearch:
         self.abbreviations = Area(elf, ".debug_abbrev")
         if not len(self.info) or not len(self.abbreviations):
             raise UnsupportedError("a kernel file without debug information", elf.path)
-        self.indexed_strings = elf.find_section(".debug_str_offsets") is not None
+        self.string_tables = Area(elf, ".debug_str_offsets")
         self.units = list(self._for_each_unit())
         self._starts = [unit.start for unit in self.units]
         self._last: tuple[int, dict[int, Abbreviation]] = (-1, {})
+        self._depths: tuple[int, dict[int, int]] = (-1, {})  # of the unit that was walked last
+        self._tables: tuple[list[int], list[Unit]] | None = None
 
     def _for_each_unit(self) -> Iterator[Unit]:
         at, size = 0, len(self.info)
@@ -182,10 +194,11 @@ class DwarfSearch:
 
         Raises:
             FormatError: damaged abbreviations.
-            UnsupportedError: nothing was found, and names may be written in a way that this does not look for.
         """
         found = False
-        ways = (self._in_place, self._by_offset) if len(name) <= SHORT else (self._by_offset, self._in_place)
+        ways = [self._in_place, self._by_offset] if len(name) <= SHORT else [self._by_offset, self._in_place]
+        if len(self.string_tables):
+            ways.insert(0, self._by_index)
         for way in ways:
             for place, form in way(name):
                 entry = self._check(place, form, tags)
@@ -194,8 +207,6 @@ class DwarfSearch:
                     yield entry
             if found:
                 return
-        if self.indexed_strings:
-            raise UnsupportedError("DWARF with indexed strings (DW_FORM_strx)", self.path)
 
     def _in_place(self, name: bytes) -> Iterator[tuple[int, int]]:
         needle = name + b"\0"
@@ -214,6 +225,51 @@ class DwarfSearch:
                 yield at, FORM_STRP
                 at = self.info.find(needle, at + 1)
             return
+
+    def _by_index(self, name: bytes) -> Iterator[tuple[int, int]]:
+        for offset in self.string_offsets(name)[:MAX_CANDIDATES]:
+            needle = struct.pack(self.order + "I", offset)
+            at = self.string_tables.find(needle)
+            while at >= 0:
+                unit, index = self._owner_of(at)
+                if unit is not None:
+                    yield from self._by_index_in(unit, index)
+                at = self.string_tables.find(needle, at + 1)
+
+    def _by_index_in(self, unit: Unit, index: int) -> Iterator[tuple[int, int]]:
+        byteorder: Literal["little", "big"] = "little" if self.order == "<" else "big"
+        for form, size in STRX_FORMS.items():
+            if index >> 8 * size:
+                continue
+            needle = index.to_bytes(size, byteorder)
+            at = self.info.find(needle, unit.first, unit.end)
+            while at >= 0:
+                yield at, form
+                at = self.info.find(needle, at + 1, unit.end)
+
+    def _owner_of(self, place: int) -> tuple[Unit | None, int]:
+        """Return the unit whose table of strings has an offset at `place`, and that offset's index in the table."""
+        if self._tables is None:
+            found = sorted((base, unit) for unit in self.units if (base := self._table_of(unit)) is not None)
+            self._tables = [base for base, _ in found], [unit for _, unit in found]
+        bases, units = self._tables
+        number = bisect_right(bases, place) - 1
+        if number < 0 or (place - bases[number]) % 4:
+            return None, 0
+        end = bases[number + 1] - STRX_HEADER if number + 1 < len(bases) else len(self.string_tables)
+        return (units[number], (place - bases[number]) // 4) if place < end else (None, 0)
+
+    def _table_of(self, unit: Unit) -> int | None:
+        """Return where in .debug_str_offsets the strings of a unit start, None if it does not say it."""
+        if unit.version < 5 or unit.offset_size != 4:
+            return None
+        data = self.info.read(unit.first, min(TOP_ENTRY, unit.end - unit.first))
+        try:
+            code, at = read_leb128(data, 0)
+            top = read_abbreviations(self.abbreviations, unit.abbreviations, self.path, only=code)[code]
+            return EntryWalk(self, unit, {code: top}).find_offset(top, data, at, AT_STR_OFFSETS_BASE)
+        except (IndexError, KeyError):
+            return None
 
     def string_offsets(self, name: bytes) -> list[int]:
         """Return the places of a name in .debug_str, the likeliest first."""
@@ -247,9 +303,16 @@ class DwarfSearch:
                     continue
                 # types of a file are children of the unit, enumerators of their enum; others are a function's own
                 entry = place - name_at - size
-                if EntryWalk(self, unit, table).depth_of(entry) == (2 if found.tag == TAG_ENUMERATOR else 1):
+                if self._depth_of(unit, table, entry, form) == (2 if found.tag == TAG_ENUMERATOR else 1):
                     return unit, entry
         return None
+
+    def _depth_of(self, unit: Unit, table: dict[int, Abbreviation], entry: int, form: int) -> int | None:
+        if form not in STRX_FORMS:
+            return EntryWalk(self, unit, table).depth_of(entry)
+        if self._depths[0] != unit.start:  # many bytes look like a short index, and Clang writes no siblings
+            self._depths = unit.start, EntryWalk(self, unit, table).depths()
+        return self._depths[1].get(entry)
 
     def _abbreviations_of(self, unit: Unit) -> dict[int, Abbreviation]:
         if self._last[0] != unit.abbreviations:
@@ -257,9 +320,13 @@ class DwarfSearch:
         return self._last[1]
 
 
-def read_abbreviations(area: Area, start: int, path: str) -> dict[int, Abbreviation]:
-    """Return the table of abbreviations at `start` of .debug_abbrev, by code. Raises FormatError."""
-    data = area.read(start, 1 << 20)
+def read_abbreviations(area: Area, start: int, path: str, *, only: int = 0) -> dict[int, Abbreviation]:
+    """Return the table of abbreviations at `start` of .debug_abbrev, by code; with `only`, up to that code.
+
+    Raises:
+        FormatError: the table is cut off.
+    """
+    data = area.read(start, MAX_TABLE)
     found: dict[int, Abbreviation] = {}
     try:
         code, at = read_leb128(data, 0)
@@ -279,6 +346,8 @@ def read_abbreviations(area: Area, start: int, path: str) -> dict[int, Abbreviat
                 attributes.append((attribute, form))
             declaration = any(attribute == AT_DECLARATION for attribute, _ in attributes)
             found[code] = Abbreviation(tag, _name_of(attributes), declaration, children, tuple(attributes), implicit)
+            if code == only:
+                break
             code, at = read_leb128(data, at)
     except IndexError as error:
         where = area.file_offset + start
@@ -332,6 +401,35 @@ class EntryWalk:
             return None  # the unit is damaged, or has forms that are not known
         return depth if at == target else None
 
+    def depths(self) -> dict[int, int]:
+        """Return how deep every entry lies, by its offset; up to where the unit is damaged."""
+        data, start = self._data, self.unit.start
+        at, end, depth = self.unit.first - start, self.unit.end - start, 0
+        found: dict[int, int] = {}
+        try:
+            while at < end:
+                code, body = read_leb128(data, at)
+                if not code:
+                    depth -= 1
+                    at = body
+                    continue
+                size, _ = self._plan(code)
+                found[start + at] = depth
+                depth += self._table[code].children
+                at = body + size if size >= 0 else self._measure(code, body)[0]
+        except (IndexError, KeyError):
+            return found
+        return found
+
+    def find_offset(self, top: Abbreviation, data: bytes, at: int, wanted: int) -> int | None:
+        """Return the value of an attribute of the form sec_offset of the entry whose attributes start at `at`."""
+        for attribute, form in top.attributes:
+            if attribute == wanted and form == FORM_SEC_OFFSET:
+                part = data[at : at + self.unit.offset_size]
+                return int.from_bytes(part, self._byteorder) if len(part) == self.unit.offset_size else None
+            at = self._skip(form, data, at)
+        return None
+
     def _plan(self, code: int) -> tuple[int, int | None]:
         plan = self._plans.get(code)
         if plan is None:
@@ -350,22 +448,24 @@ class EntryWalk:
         """Return (end, sibling or 0) of an entry whose attributes start at `at`. Raises IndexError, KeyError."""
         data, sibling = self._data, 0
         for attribute, form in self._table[code].attributes:
-            if form == FORM_STRING:
-                at = (data.find(b"\0", at) + 1) or len(data)
-            elif form in LEB128_FORMS:
-                _, at = read_leb128(data, at)
-            elif form in BLOCK_FORMS:
-                width = BLOCK_FORMS[form]
-                if width:
-                    length, at = int.from_bytes(data[at : at + width], self._byteorder), at + width
-                else:
-                    length, at = read_leb128(data, at)
-                at += length
-            else:
-                if attribute == AT_SIBLING and form == FORM_REF4:
-                    sibling = int.from_bytes(data[at : at + 4], self._byteorder)
-                at += self._sizes[form]
+            if attribute == AT_SIBLING and form == FORM_REF4:
+                sibling = int.from_bytes(data[at : at + 4], self._byteorder)
+            at = self._skip(form, data, at)
         return at, sibling
+
+    def _skip(self, form: int, data: bytes, at: int) -> int:
+        """Return the place after a value. Raises IndexError, KeyError: a form that is not known."""
+        if form == FORM_STRING:
+            return (data.find(b"\0", at) + 1) or len(data)
+        if form in LEB128_FORMS:
+            return read_leb128(data, at)[1]
+        if form in BLOCK_FORMS:
+            width = BLOCK_FORMS[form]
+            if width:
+                return at + width + int.from_bytes(data[at : at + width], self._byteorder)
+            length, at = read_leb128(data, at)
+            return at + length
+        return at + self._sizes[form]
 
 
 def read_leb128(data: bytes, at: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Types from a layout file: JSON with the sizes and members of structs, for kernels without debug information.
 
-The format is described in docs/layout-files.md; `layout_file` checks it, `layout_writer` writes it. What a file does
-not define is known by what it is called and how large it is:
+The format is described in docs/layout-files.md; `layout_file` checks it. What a file does not define is known by what
+it is called and how large it is:
 - Integers of C, of <stdint.h> and of BSD's <sys/types.h> are what they are called.
 - NAME_t, undefined, is the struct NAME that is defined and has the same size.
 - Every other undefined typedef of 1, 2, 4 or 8 bytes is an unsigned number, or a signed one where POSIX's and BSD's

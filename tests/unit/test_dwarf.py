@@ -18,6 +18,7 @@ from kvm_dbg.debuginfo.base import (
 )
 from kvm_dbg.debuginfo.dwarf import DwarfTypes
 from kvm_dbg.debuginfo.dwarf_search import DwarfSearch
+from kvm_dbg.debuginfo.kernel_types import open_kernel_types
 from kvm_dbg.elf import ElfFile
 from kvm_dbg.errors import FormatError, KvmDbgError, UnsupportedError
 from kvm_dbg.index import Index
@@ -278,6 +279,53 @@ def ask_everything(types: DwarfTypes) -> None:
                         size_of(member_.type)
     with contextlib.suppress(KvmDbgError):
         types.find_enumerator("desc_miss")
+
+
+def as_clang(order: str, version: int, bits: int) -> bytes:
+    """Return a file with the order of attributes that Clang writes: a typedef's and an enum's type before the name."""
+    writer = DwarfWriter(order, version, clang=version == 5, address_size=bits // 8)
+    writer.unit(Die(d.STRUCTURE, [(d.NAME, d.STRP, "proc"), (d.DECLARATION, d.FLAG_PRESENT, 0)], label="p"))
+    number = Die(d.BASE, [(d.NAME, d.STRP, "int"), (d.ENCODING, d.DATA1, 5), (d.BYTE_SIZE, d.DATA1, 4)], label="int")
+    alias = Die(d.TYPEDEF, [(d.TYPE, d.REF4, "int"), (d.NAME, d.STRP, "pid_t")], label="pid_t")
+    values = [Die(d.ENUMERATOR, [(d.NAME, d.STRP, "SIDL"), (d.CONST_VALUE, d.UDATA, 1)])]
+    enum: list[d.Attribute] = [(d.TYPE, d.REF4, "int"), (d.NAME, d.STRP, "states"), (d.BYTE_SIZE, d.DATA1, 4)]
+    next_ = Die(d.POINTER, [(d.TYPE, d.REF4, "proc")], label="next")
+    members = [
+        Die(d.MEMBER, [(d.NAME, d.STRP, name), (d.TYPE, d.REF4, type_), (d.MEMBER_LOCATION, d.DATA1, place)])
+        for name, type_, place in (("p_next", "next", 0), ("p_pid", "pid_t", bits // 8))
+    ]
+    proc = Die(d.STRUCTURE, [(d.NAME, d.STRP, "proc"), (d.BYTE_SIZE, d.DATA1, 24)], members, "proc")
+    writer.unit(number, alias, Die(d.ENUMERATION, enum, values, "states"), next_, proc)
+    return write_kernel_file(writer.parts(), order=order, bits=bits)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_entries_as_clang_writes_them(version: int, order: str, bits: int) -> None:
+    types = open_kernel_types(ElfFile(as_clang(order, version, bits), "kernel.debug"))
+    assert isinstance(types, DwarfTypes)
+    proc = types.struct("struct proc")
+    pointer = proc.member("p_next").type
+    assert isinstance(pointer, PointerType)
+    assert (pointer.size, pointer.target) == (bits // 8, proc)
+    assert (proc.size, proc.member("p_pid").offset, proc.member("p_pid").type.name) == (24, bits // 8, "pid_t")
+    assert types.size_of("pid_t") == types.size_of("enum states") == types.size_of("int") == 4
+    assert types.find_enumerator("SIDL") == 1
+    assert types.find_type("struct gone") is None
+
+
+def test_damaged_tables_of_strings_raise_only_our_errors() -> None:
+    good, rng = as_clang("<", 5, 64), random.Random(5)
+    for _ in range(300):
+        bad = bytearray(good)
+        for _ in range(3):
+            bad[rng.randrange(64, len(bad))] = rng.randrange(256)
+        with contextlib.suppress(KvmDbgError):
+            types = table(bytes(bad))
+            for name in ("struct proc", "pid_t", "enum states", "int"):
+                with contextlib.suppress(KvmDbgError):
+                    types.find_type(name)
 
 
 def test_no_debug_information_says_so() -> None:

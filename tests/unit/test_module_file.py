@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from kvm_dbg.commands import debug_link
 from kvm_dbg.commands.module_file import LoadedSymbols, Plan, plan_modules
+from kvm_dbg.debuginfo import debug_link
 from kvm_dbg.errors import CommandError
 from kvm_dbg.kernel.base import Module
 from kvm_dbg.symbols.base import Symbol

@@ -22,6 +22,7 @@ BLOCK1, DATA2, DATA4, DATA8, STRING, DATA1, SDATA, STRP, UDATA, REF4, FLAG_PRESE
     0x0A, 0x05, 0x06, 0x07, 0x08, 0x0B, 0x0D, 0x0E, 0x0F, 0x13, 0x19, 0x18,
 )  # fmt: skip
 ADDR, SEC_OFFSET = 0x01, 0x17
+STRX1, STRX2, STR_OFFSETS_BASE = 0x25, 0x26, 0x72
 PARAMETER, LEXICAL_BLOCK, INLINED, VARIABLE = 0x05, 0x0B, 0x1D, 0x34
 STMT_LIST, LOW_PC, HIGH_PC, COMP_DIR, INLINE, ABSTRACT_ORIGIN, FRAME_BASE = 0x10, 0x11, 0x12, 0x1B, 0x20, 0x31, 0x40
 RANGES, CALL_COLUMN, CALL_FILE, CALL_LINE = 0x55, 0x57, 0x58, 0x59
@@ -63,9 +64,19 @@ def sleb128(value: int) -> bytes:
 
 
 class DwarfWriter:
-    """Writes units into sections; strings are shared as ld shares them, ends included."""
+    """Writes units into sections; strings are shared as ld shares them, ends included.
 
-    def __init__(self, order: str = "<", version: int = 5, first_code: int = 1) -> None:
+    clang: strings of the form STRP are written as Clang's DWARF 5 has them, as indexes into a table for each unit;
+    there are no siblings. address_size: in bytes.
+    """
+
+    def __init__(
+        self, order: str = "<", version: int = 5, first_code: int = 1, *, clang: bool = False, address_size: int = 8
+    ) -> None:
+        self.clang = clang
+        self.address_size = address_size
+        self.tables = b""
+        self._table: list[int] = []
         self.order = order
         self.version = version
         self.first_code = first_code
@@ -81,15 +92,17 @@ class DwarfWriter:
 
     def unit(self, *dies: Die, attributes: Sequence[Attribute] = ()) -> None:
         """Add a unit with these entries below its own, which is called unit.c and has these attributes."""
-        top = Die(COMPILE_UNIT, [(NAME, STRP, "unit.c"), *attributes], list(dies), sibling=False)
+        own: list[Attribute] = [(STR_OFFSETS_BASE, SEC_OFFSET, len(self.tables) + 8)] if self.clang else []
+        top = Die(COMPILE_UNIT, [(NAME, STRP, "unit.c"), *own, *attributes], list(dies), sibling=False)
+        self._table = []
         start = len(self.info)
         codes: dict[tuple[object, ...], int] = {}
         table_at = len(self.abbrev)
         offset_size = 4
         if self.version >= 5:
-            head = struct.pack(self.order + "HBBI", self.version, 1, 8, table_at)
+            head = struct.pack(self.order + "HBBI", self.version, 1, self.address_size, table_at)
         else:
-            head = struct.pack(self.order + "HIB", self.version, table_at, 8)
+            head = struct.pack(self.order + "HIB", self.version, table_at, self.address_size)
         labels: dict[str, int] = {}
         fixes: list[tuple[int, str]] = []
         body = bytearray(bytes(offset_size) + head)
@@ -99,6 +112,9 @@ class DwarfWriter:
         struct.pack_into(self.order + "I", body, 0, len(body) - offset_size)
         assert len(self.info) == start
         self.info += bytes(body)
+        if self.clang:
+            self.tables += struct.pack(self.order + "IHH", 4 + 4 * len(self._table), 5, 0)
+            self.tables += struct.pack(f"{self.order}{len(self._table)}I", *self._table)
         for shape, code in codes.items():
             tag, children, *pairs = shape
             assert isinstance(tag, int)
@@ -119,8 +135,10 @@ class DwarfWriter:
     ) -> None:
         labels[die.label] = len(body)
         attributes = list(die.attributes)
+        if self.clang:
+            attributes = [(name, STRX2 if form == STRP else form, value) for name, form, value in attributes]
         end = f"end of {len(body)}"
-        if die.children and die.sibling:
+        if die.children and die.sibling and not self.clang:
             attributes.append((SIBLING, REF4, end))
         shape = (die.tag, bool(die.children), *((attribute, form) for attribute, form, _ in attributes))
         code = codes.setdefault(shape, self.first_code + len(codes))
@@ -138,6 +156,9 @@ class DwarfWriter:
             labels[end] = len(body)
 
     def _value(self, form: int, value: Value) -> bytes:
+        if isinstance(value, str) and form == STRX2:
+            self._table.append(self.string(value))
+            return struct.pack(self.order + "H", len(self._table) - 1)
         if isinstance(value, str):
             return value.encode() + b"\0" if form == STRING else struct.pack(self.order + "I", self.string(value))
         if isinstance(value, bytes):
@@ -153,7 +174,8 @@ class DwarfWriter:
     def parts(self, *, compressed: bool = False) -> list[Part]:
         """Return the sections, zlib-compressed if asked for (in 64-bit files)."""
         found = []
-        for name, data in (("info", self.info), ("abbrev", self.abbrev), ("str", self.strings)):
+        sections = [("info", self.info), ("abbrev", self.abbrev), ("str", self.strings)]
+        for name, data in sections + ([("str_offsets", self.tables)] if self.clang else []):
             flags = 0
             if compressed:
                 data = struct.pack(self.order + "IIQQ", 1, 0, len(data), 1) + zlib.compress(data)
