@@ -50,7 +50,14 @@ class Identify(Command):
         add_image_arguments(parser)
 
     def run(self, session: Session, args: Any) -> Table:
-        image = open_image(tuple(args.files), base=args.base, hole=args.hole, format=args.format)
+        image = open_image(
+            tuple(args.files),
+            base=args.base,
+            hole=args.hole,
+            format=args.format,
+            cache_directory=session.index_directory,
+            progress=session.progress,
+        )
         with image:
             try:
                 identities = identify_kernels(image, progress=session.progress)

@@ -168,7 +168,16 @@ class Session:
         Raises:
             KvmDbgError: the image or the named kernel file cannot be used; what was open stays open.
         """
-        image = OverlayImage(open_image(request.images, base=request.base, hole=request.hole, format=request.format))
+        image = OverlayImage(
+            open_image(
+                request.images,
+                base=request.base,
+                hole=request.hole,
+                format=request.format,
+                cache_directory=request.index_directory,
+                progress=self.progress,
+            )
+        )
         try:
             if request.patch is not None:
                 apply_patch(image, read_patch(request.patch), request.patch)

@@ -19,12 +19,17 @@ from kvm_dbg.image.source import FileSource, Source
 __all__ = ["FORMATS", "ImageFormat", "MemoryImage", "open_image"]
 
 
+Progress = Callable[[str], None]
+
+
 class Options(NamedTuple):
-    """What the user said about a file that cannot say it itself."""
+    """What the user said about a file that cannot say it itself, and how to open it."""
 
     base: int | None
     hole: tuple[int, int] | None
     format: str | None
+    cache_directory: str | None = None
+    progress: Progress | None = None
 
 
 class ImageFormat(NamedTuple):
@@ -104,6 +109,8 @@ def open_image(
     base: int | None = None,
     hole: tuple[int, int] | None = None,
     format: str | None = None,  # noqa: A002 - the word of the field
+    cache_directory: str | None = None,
+    progress: Progress | None = None,
 ) -> MemoryImage:
     """Open a memory image, whatever its format.
 
@@ -112,6 +119,8 @@ def open_image(
         base: physical address of the first byte of raw RAM.
         hole: (start, end) of the physical addresses that raw RAM leaves out.
         format: the name of one of FORMATS, if it is not to be found out.
+        cache_directory: where compressed files are kept decompressed; None for temporary files.
+        progress: called with a line of text now and then while a file is decompressed.
 
     Raises:
         FileAccessError: a file cannot be read.
@@ -125,11 +134,11 @@ def open_image(
     known = [entry.name for entry in FORMATS]
     if format is not None and format not in known:
         raise CommandError(f"no format is called {format!r}: one of {', '.join(known)}")
-    options = Options(base, hole, format)
+    options = Options(base, hole, format, cache_directory, progress)
     sources: list[Source] = []
     try:
         for name in names:
-            sources.append(_open_source(name, format))
+            sources.append(_open_source(name, options))
         return _find_format(sources[0], options).open(sources, options)
     except BaseException:
         for source in sources:
@@ -137,18 +146,39 @@ def open_image(
         raise
 
 
-def _open_source(path: str | os.PathLike[str], name: str | None) -> Source:
-    """Open a file, and look through the wrapping of a flattened stream unless it was said to be raw."""
-    from kvm_dbg.image import flattened
+def _open_source(path: str | os.PathLike[str], options: Options) -> Source:
+    """Open a file, and look through compression, and through a flattened stream unless it was said to be raw."""
+    from kvm_dbg.image import compressed, flattened
 
     source: Source = FileSource(path)
-    if name == "raw" or source.read(0, len(flattened.SIGNATURE)) != flattened.SIGNATURE:
-        return source
     try:
-        return flattened.FlattenedSource(source)
+        compression = compressed.find_compression(source)
+        if compression is not None:
+            source = compressed.CompressedSource(
+                source,
+                compression,
+                directory=options.cache_directory,
+                progress=options.progress,
+                check=None if options.format is not None else lambda head: _check_head(head, options),
+            )
+        if options.format != "raw" and _is_flattened(source):
+            source = flattened.FlattenedSource(source)
     except BaseException:
         source.close()
         raise
+    return source
+
+
+def _is_flattened(source: Source) -> bool:
+    from kvm_dbg.image import flattened
+
+    return source.read(0, len(flattened.SIGNATURE)) == flattened.SIGNATURE
+
+
+def _check_head(head: Source, options: Options) -> None:
+    """Raise UnknownFormatError if the first bytes of a compressed file tell that no memory image is inside."""
+    if not _is_flattened(head):
+        _find_format(head, options)
 
 
 def _find_format(source: Source, options: Options) -> ImageFormat:

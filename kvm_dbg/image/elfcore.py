@@ -106,8 +106,9 @@ class ElfCoreImage(ExtentImage):
             quirks.append("the file is truncated: memory at its end is missing")
         qemu = self.find_note("QEMU") is not None
         filtered = any(segment.filesz < segment.memsz for segment in loads)
-        if self._source.container or filtered:
-            what = "it is flattened" if self._source.container else "segments are shorter in the file than in memory"
+        flattened = "flattened" in self._source.container
+        if flattened or filtered:
+            what = "it is flattened" if flattened else "segments are shorter in the file than in memory"
             producer = f"makedumpfile ({what})" + (", from a dump that QEMU wrote" if qemu else "")
         elif qemu:
             producer = "QEMU (it has QEMU's notes)"
@@ -118,13 +119,11 @@ class ElfCoreImage(ExtentImage):
         paging = qemu and any(segment.vaddr not in (0, segment.paddr) for segment in loads)
         if paging:
             quirks.append("QEMU wrote it with paging on: only memory mapped at that moment is in it")
-        if self._source.container:
+        if flattened:
             quirks.append("a flattened stream, read through an index")
         if head.word_bits == 64 and head.machine == 3:
             quirks.append("a 64-bit container around a 32-bit machine")
-        details = [("segments", str(len(loads))), ("notes", str(len(self.notes)))]
-        if self._source.container:
-            details.append(("container", self._source.container))
+        details = (("segments", str(len(loads))), ("notes", str(len(self.notes))), *self._source.describe())
         return ImageInfo(
             NAME,
             producer,
@@ -134,7 +133,7 @@ class ElfCoreImage(ExtentImage):
             find_vmcoreinfo_value(self.notes, "OSRELEASE"),
             complete=complete,
             quirks=tuple(quirks),
-            details=tuple(details),
+            details=details,
         )
 
 

@@ -39,10 +39,9 @@ class FlattenedSource(Source):
         UnsupportedError: more than MAX_RECORDS records.
     """
 
-    container = "flattened"
-
     def __init__(self, stream: Source) -> None:
         self.path = stream.path
+        self.container = f"flattened, {stream.container}" if stream.container else "flattened"
         self._stream = stream
         kind, version = _read_header(stream)
         if kind != 1 or version != 1:

@@ -6,10 +6,6 @@ from kvm_dbg.image.source import Source
 
 # magic bytes, their offset, what it is
 _KNOWN: tuple[tuple[bytes, int, str], ...] = (
-    (b"\x1f\x8b", 0, "a gzip file: decompress it first (gzip -d)"),
-    (b"\xfd7zXZ\0", 0, "an xz file: decompress it first (xz -d)"),
-    (b"BZh", 0, "a bzip2 file: decompress it first (bzip2 -d)"),
-    (b"\x28\xb5\x2f\xfd", 0, "a zstd file: decompress it first (zstd -d)"),
     (b"\x04\x22\x4d\x18", 0, "an lz4 file: decompress it first (lz4 -d)"),
     (b"\x89LZO\0\r\n\x1a\n", 0, "an lzop file: decompress it first (lzop -d)"),
     (b"AVML", 0, "a compressed AVML image: convert it first (avml-convert)"),

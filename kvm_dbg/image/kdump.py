@@ -229,7 +229,7 @@ class KdumpImage(MemoryImage):
         if self._whole is None:
             self._whole = all(part.is_whole() for part in self._parts)
         quirks = list(self._quirks)
-        flattened = any(part.source.container for part in self._parts)
+        containers = sorted({part.source.container for part in self._parts if part.source.container})
         missing = self._max_pfn - sum(part.end - part.start for part in self._parts)
         if head.status & INCOMPLETE:
             quirks.append("flagged incomplete by its writer: the disk was full, or the writer failed")
@@ -237,7 +237,7 @@ class KdumpImage(MemoryImage):
             quirks.append("the file is truncated: memory at its end is missing")
         if missing > 0:
             quirks.append(f"files of a split dump are missing: {missing} page frames of {self._max_pfn} are in none")
-        if flattened:
+        if any("flattened" in container for container in containers):
             quirks.append("a flattened stream, read through an index; makedumpfile -R rearranges it")
         if head.version > NEWEST_VERSION:
             quirks.append(f"header version {head.version} is newer than {NEWEST_VERSION}: read as that")
@@ -257,8 +257,7 @@ class KdumpImage(MemoryImage):
         if head.split is not None:
             for part in self._parts:
                 details.append(("part", f"{part.source.path}: page frames {part.start:#x}-{part.end:#x}"))
-        if flattened:
-            details.append(("container", "flattened"))
+        details += [("container", container) for container in containers]
         machine = head.uts["machine"]
         machine = _MACHINES.get(machine, "arm" if machine.startswith("armv") else machine)
         return ImageInfo(

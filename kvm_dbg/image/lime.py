@@ -85,7 +85,11 @@ class LimeImage(ExtentImage):
 
     @property
     def info(self) -> ImageInfo:
-        complete = not self._cut and all(extent.presence is Presence.PRESENT for extent in self._extents)
+        complete = (
+            self._source.ended
+            and not self._cut
+            and all(extent.presence is Presence.PRESENT for extent in self._extents)
+        )
         quirks = [] if complete else ["the file is truncated: memory at its end is missing"]
         if self._rest:
             quirks.append(f"{self._rest} bytes at the end belong to no range")
@@ -95,5 +99,5 @@ class LimeImage(ExtentImage):
             byteorder="little" if self._order == "<" else "big",
             complete=complete,
             quirks=tuple(quirks),
-            details=(("ranges", str(self._ranges)),),
+            details=(("ranges", str(self._ranges)), *self._source.describe()),
         )

@@ -81,7 +81,9 @@ class RawImage(ExtentImage):
             quirks.append("taken as raw RAM: nothing in the file says what it is")
         if self._hole is None and self._base == 0 and self._source.size > 3 << 30:
             quirks.append("an x86 machine's RAM above about 3 GiB is at 4 GiB and up: no hole was given")
-        details = [("base", f"{self._base:#x}")]
+        if not self._source.ended:
+            quirks.append("the file is truncated: memory at its end is missing")
+        details = [("base", f"{self._base:#x}"), *self._source.describe()]
         if self._hole is not None:
             details.append(("hole", f"{self._hole[0]:#x}-{self._hole[1]:#x}"))
-        return ImageInfo(NAME, quirks=tuple(quirks), details=tuple(details))
+        return ImageInfo(NAME, complete=self._source.ended, quirks=tuple(quirks), details=tuple(details))

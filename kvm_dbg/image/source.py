@@ -1,4 +1,4 @@
-"""Bytes of a dump by file offset: a plain file, or what stands in for one (see `flattened`).
+"""Bytes of a dump by file offset: a plain file, or what stands in for one (see `flattened`, `compressed`).
 
 A plain file is mapped for readers that want slices of it, and read with pread by those that read in larger batches.
 A map is twice as fast for single pages, and reading ahead is the kernel's business in both cases. Its price: if
@@ -33,7 +33,7 @@ class Source(ABC):
         path: the file, as the user named it.
         size: bytes, from 0 to the last one that is there.
         ended: False if the file itself tells that it was cut off (a stream without its end marker).
-        container: what is wrapped around the file, "" if nothing.
+        container: what is wrapped around the file, the innermost first ("flattened, gzip"), "" if nothing.
     """
 
     path: str
@@ -48,6 +48,10 @@ class Source(ABC):
         Raises:
             FileAccessError: the operating system reports an error.
         """
+
+    def describe(self) -> tuple[tuple[str, str], ...]:
+        """Return the lines of `ImageInfo.details` that tell of the file itself."""
+        return (("container", self.container),) if self.container else ()
 
     def for_each_stretch(self, offset: int, size: int) -> Iterator[Stretch]:
         """Yield what is and what is not there of [offset, offset + size), in order, covering it."""

@@ -218,13 +218,13 @@ def open_kvm(
         force: use a vmlinux that does not match.
         layout: a layout file with the types that the kernel file lacks.
         search: directories to look for vmlinux in, before the usual ones.
-        index_directory: where indexes of symbols and types are kept; None for nowhere.
+        index_directory: where indexes of symbols and types, and decompressed files, are kept; None for nowhere.
 
     Raises:
         KvmDbgError: the image or the named kernel file cannot be used.
     """
     paths = (images,) if isinstance(images, str) else tuple(images)
-    image = open_image(paths, base=base, hole=hole, format=format)
+    image = open_image(paths, base=base, hole=hole, format=format, cache_directory=index_directory)
     try:
         kernel = open_kernel(
             OverlayImage(image) if writable else image,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import os
 import random
 import struct
@@ -51,9 +48,7 @@ def test_raw_by_its_looks(tmp_path: Path) -> None:
         assert any("taken as raw" in quirk for quirk in image.info.quirks)
 
 
-@pytest.mark.parametrize(
-    "data", [NOISE[:-1], NOISE[:4096], b"hello world\n" * (1 << 18), gzip.compress(NOISE, mtime=0)]
-)
+@pytest.mark.parametrize("data", [NOISE[:-1], NOISE[:4096], b"hello world\n" * (1 << 18)])
 def test_what_is_not_taken_as_raw(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(UnknownFormatError):
         open_image(write(tmp_path, data))
@@ -154,10 +149,7 @@ def test_lime_of_another_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "word"),
     [
-        (gzip.compress(b"x" * 100, mtime=0), "gzip"),
-        (lzma.compress(b"x" * 100), "xz"),
-        (bz2.compress(b"x" * 100), "bzip2"),
-        (b"\x28\xb5\x2f\xfd" + NOISE[:100], "zstd"),
+        (b"\x04\x22\x4d\x18" + NOISE[:100], "lz4"),
         (b"MZ" + bytes(100), "PE"),
         (b"MZ".ljust(0x202, b"\0") + b"HdrS" + bytes(1 << 20), "bootable kernel"),
         (b"QFI\xfb" + bytes((1 << 20) - 4), "qcow2"),
