@@ -81,6 +81,18 @@ def _open_lime(sources: Sequence[Source], options: Options) -> MemoryImage:
     return LimeImage(_only(sources, options))
 
 
+def _probe_netbsd(source: Source) -> bool:
+    from kvm_dbg.image import netbsd_kcore
+
+    return netbsd_kcore.probe(source)
+
+
+def _open_netbsd(sources: Sequence[Source], options: Options) -> MemoryImage:
+    from kvm_dbg.image.netbsd_kcore import NetbsdImage
+
+    return NetbsdImage(_only(sources, options))
+
+
 def _probe_raw(source: Source) -> bool:
     from kvm_dbg.image import raw
     from kvm_dbg.image.foreign import name_foreign
@@ -99,6 +111,7 @@ FORMATS: tuple[ImageFormat, ...] = (
     ImageFormat("elf", "ELF vmcore", _probe_elf, _open_elf),
     ImageFormat("kdump", "kdump-compressed", _probe_kdump, _open_kdump),
     ImageFormat("lime", "LiME", _probe_lime, _open_lime),
+    ImageFormat("netbsd", "NetBSD crash dump", _probe_netbsd, _open_netbsd),
     ImageFormat("raw", "raw RAM", _probe_raw, _open_raw),
 )
 

@@ -78,7 +78,7 @@ class ImageInfo(NamedTuple):
     machine: the processor as kvm_dbg's registry of architectures names it ("x86_64"), None if the file has no word
     for it. dump_level: makedumpfile's -d bits. complete: False if the file is truncated or flagged incomplete.
     quirks: one sentence each, things a careful reader wants to know. system: the operating system that the format
-    belongs to, by its name in `kernel.SYSTEMS`.
+    belongs to, by its name in `kernel.SYSTEMS`. root: physical address of the kernel's top page table.
     """
 
     format: str
@@ -93,6 +93,7 @@ class ImageInfo(NamedTuple):
     quirks: tuple[str, ...] = ()
     details: tuple[tuple[str, str], ...] = ()  # anything else worth a line of `identify`: (name, value)
     system: str | None = None
+    root: int | None = None
 
 
 class MemoryImage(ABC):

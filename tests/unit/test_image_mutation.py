@@ -25,6 +25,7 @@ from tests.writers.flattened import write_flattened
 from tests.writers.kdump import METHODS, write_kdump
 from tests.writers.lime import write_lime
 from tests.writers.memory import make_memory
+from tests.writers.netbsd_kcore import write_kcore
 
 MUTANTS = 400  # for each kind of file
 SECONDS = 1.0  # of CPU time, for any one mutant
@@ -60,6 +61,11 @@ SEEDS: dict[str, tuple[bytes, int]] = {
     "kdump version 2": (kdump("raw", version=2), 5 * 4096 + 1500),
     "kdump flattened": (write_flattened(kdump("zlib"), 700), 4096 + 8000),
     "diskdump": (kdump("zlib", signature=b"DISKDUMP", version=1), 5 * 4096 + 1500),
+    "netbsd": (write_kcore({number * 0x2000: bytes([number]) * 4096 for number in range(20)}), 16 + 8 + 16 + 20 * 16),
+    "netbsd sparse": (
+        write_kcore({number * 0x2000: bytes([number]) * 4096 for number in range(80)}, 0x2000),
+        16 + 8 + 16 + 80 * 16,
+    ),
     "lime": (write_lime([(number << 20, bytes([number]) * 6000) for number in range(5)]), 32),
 }
 HOT = {"kdump": [*range(8, 12), *range(424, 464), *range(4096, 4200)], "disk": [*range(8, 12), *range(424, 464)]}
