@@ -42,7 +42,8 @@ OPEN_OPTIONS = """
   --layout FILE    a layout file with types that the kernel file lacks
   --base ADDRESS   physical address of raw RAM
   --hole RANGE     hole in raw RAM
-  --format NAME    take the image for this format"""
+  --format NAME    take the image for this format
+  --offset OFFSET  where the dump starts in a dump partition"""
 
 
 class ServerError(Exception):

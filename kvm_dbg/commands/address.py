@@ -20,6 +20,9 @@ def add_image_arguments(parser: _ActionsContainer) -> None:
     parser.add_argument("--base", metavar="PADDR", type=parse_number, help="physical address of raw RAM's first byte")
     parser.add_argument("--hole", metavar="START-END", type=parse_hole, help="addresses that raw RAM leaves out")
     parser.add_argument("--format", metavar="FORMAT", help="take the image for this format")
+    parser.add_argument(
+        "--offset", metavar="OFFSET", type=parse_number, help="where the dump starts in a dump partition, in bytes"
+    )
 
 
 def parse_number(text: str) -> int:

@@ -55,6 +55,7 @@ class Identify(Command):
             base=args.base,
             hole=args.hole,
             format=args.format,
+            offset=args.offset,
             cache_directory=session.index_directory,
             progress=session.progress,
         )

@@ -55,6 +55,7 @@ def request_of(args: Any, files: list[str], index_directory: str | None, search:
         base=args.base,
         hole=args.hole,
         format=args.format,
+        offset=args.offset,
         candidate=args.candidate,
         force=args.force,
         layout=args.layout,

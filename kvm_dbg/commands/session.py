@@ -27,10 +27,10 @@ class OpenRequest(NamedTuple):
     """What a user asks to open: files and options, before anything is looked at.
 
     images: one image, or the parts of a split one. vmlinux: a kernel file, None to search for it. base, hole: see
-    `image.raw`. format: a reader's name, None to probe. candidate: which kernel of several (from 1). force: use a
-    vmlinux that does not match. layout: a layout file with types. patch: a file of changes to make in the private copy.
-    search: directories to look for vmlinux in, before the usual ones. index_directory: where indexes are kept, None for
-    no index.
+    `image.raw`. format: a reader's name, None to probe. offset: where the dump starts in a dump partition. candidate:
+    which kernel of several (from 1). force: use a vmlinux that does not match. layout: a layout file with types. patch:
+    a file of changes to make in the private copy. search: directories to look for vmlinux in, before the usual ones.
+    index_directory: where indexes are kept, None for no index.
     """
 
     images: tuple[str, ...]
@@ -38,6 +38,7 @@ class OpenRequest(NamedTuple):
     base: int | None = None
     hole: tuple[int, int] | None = None
     format: str | None = None
+    offset: int | None = None
     candidate: int | None = None
     force: bool = False
     layout: str | None = None
@@ -174,6 +175,7 @@ class Session:
                 base=request.base,
                 hole=request.hole,
                 format=request.format,
+                offset=request.offset,
                 cache_directory=request.index_directory,
                 progress=self.progress,
             )

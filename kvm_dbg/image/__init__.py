@@ -28,6 +28,7 @@ class Options(NamedTuple):
     base: int | None
     hole: tuple[int, int] | None
     format: str | None
+    offset: int | None = None
     cache_directory: str | None = None
     progress: Progress | None = None
 
@@ -93,6 +94,19 @@ def _open_netbsd(sources: Sequence[Source], options: Options) -> MemoryImage:
     return NetbsdImage(_only(sources, options))
 
 
+def _probe_netbsd_dump(source: Source) -> bool:
+    from kvm_dbg.image import netbsd_kcore
+
+    return netbsd_kcore.probe_partition(source)
+
+
+def _open_netbsd_dump(sources: Sequence[Source], options: Options) -> MemoryImage:
+    from kvm_dbg.image.netbsd_kcore import NetbsdImage, find_dump
+
+    source = _only(sources, options._replace(offset=None))
+    return NetbsdImage(source, find_dump(source) if options.offset is None else options.offset)
+
+
 def _probe_raw(source: Source) -> bool:
     from kvm_dbg.image import raw
     from kvm_dbg.image.foreign import name_foreign
@@ -104,6 +118,7 @@ def _open_raw(sources: Sequence[Source], options: Options) -> MemoryImage:
     from kvm_dbg.image.raw import RawImage
 
     source = _single(sources)
+    _no_offset(source, options)
     return RawImage(source, options.base or 0, options.hole, assumed=options.format is None and options.base is None)
 
 
@@ -112,8 +127,11 @@ FORMATS: tuple[ImageFormat, ...] = (
     ImageFormat("kdump", "kdump-compressed", _probe_kdump, _open_kdump),
     ImageFormat("lime", "LiME", _probe_lime, _open_lime),
     ImageFormat("netbsd", "NetBSD crash dump", _probe_netbsd, _open_netbsd),
+    ImageFormat("netbsd-dump", "NetBSD dump partition", _probe_netbsd_dump, _open_netbsd_dump),
     ImageFormat("raw", "raw RAM", _probe_raw, _open_raw),
 )
+NOT_PROBED = ("raw", "netbsd-dump")
+"""Formats whose files need not look like them at their start, if the user names them."""
 
 
 def open_image(
@@ -122,6 +140,7 @@ def open_image(
     base: int | None = None,
     hole: tuple[int, int] | None = None,
     format: str | None = None,  # noqa: A002 - the word of the field
+    offset: int | None = None,
     cache_directory: str | None = None,
     progress: Progress | None = None,
 ) -> MemoryImage:
@@ -132,6 +151,7 @@ def open_image(
         base: physical address of the first byte of raw RAM.
         hole: (start, end) of the physical addresses that raw RAM leaves out.
         format: the name of one of FORMATS, if it is not to be found out.
+        offset: where the dump starts in a dump partition, in bytes; without it, it is searched for.
         cache_directory: where compressed files are kept decompressed; None for temporary files.
         progress: called with a line of text now and then while a file is decompressed.
 
@@ -147,7 +167,7 @@ def open_image(
     known = [entry.name for entry in FORMATS]
     if format is not None and format not in known:
         raise CommandError(f"no format is called {format!r}: one of {', '.join(known)}")
-    options = Options(base, hole, format, cache_directory, progress)
+    options = Options(base, hole, format, offset, cache_directory, progress)
     sources: list[Source] = []
     try:
         for name in names:
@@ -196,8 +216,8 @@ def _check_head(head: Source, options: Options) -> None:
 
 def _find_format(source: Source, options: Options) -> ImageFormat:
     """Return the format that the user named, else the first that calls the file its own."""
-    if options.format == "raw":
-        return FORMATS[-1]
+    if options.format in NOT_PROBED:
+        return next(entry for entry in FORMATS if entry.name == options.format)
     for entry in FORMATS:
         if options.format in (None, entry.name) and entry.probe(source):
             return entry
@@ -230,3 +250,9 @@ def _only(sources: Sequence[Source], options: Options) -> Source:
 def _no_addresses(source: Source, options: Options) -> None:
     if options.base is not None or options.hole is not None:
         raise CommandError(f"{source.path} says itself where its memory is: base and hole are for raw RAM")
+    _no_offset(source, options)
+
+
+def _no_offset(source: Source, options: Options) -> None:
+    if options.offset is not None:
+        raise CommandError(f"{source.path}: an offset is for a dump partition: --format netbsd-dump")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise, repeat
 from typing import Final
 
+from kvm_dbg.errors import FormatError, UnknownFormatError
 from kvm_dbg.image.base import ImageInfo, Presence
 from kvm_dbg.image.extent import Extent, ExtentImage, arrange, for_each_part
 from kvm_dbg.image.netbsd_kcore_header import (
@@ -50,17 +51,27 @@ def probe_partition(source: Source, offset: int = 0) -> bool:
     return is_partition(source.read(offset, KCORE_SEG_SIZE))
 
 
-def find_dump(source: Source) -> int | None:
-    """Return the lowest offset at which a dump of amd64 can start, None if there is none; reads all before it."""
+def find_dump(source: Source) -> int:
+    """Return the lowest offset at which a dump of amd64 starts, whose header can be read; reads all before it.
+
+    Raises:
+        FormatError: what starts like a dump is none, anywhere.
+        UnknownFormatError: nothing starts like a dump.
+    """
     magic = join_midmag(CORE_CPU, MID_X86_64, KCORE_MAGIC)
+    problem: FormatError | None = None
     for place in range(0, source.size, _CHUNK):
         data = source.read(place, _CHUNK)
         at = data.find(magic)
         while at >= 0:
             if at % BLOCK == 0:
-                return place + at
+                try:
+                    read_partition_header(source, place + at)
+                    return place + at
+                except FormatError as error:
+                    problem = problem or error
             at = data.find(magic, at + 1)
-    return None
+    raise problem or UnknownFormatError(source.path, "no crash dump of NetBSD/amd64 starts anywhere in it")
 
 
 class NetbsdImage(ExtentImage):

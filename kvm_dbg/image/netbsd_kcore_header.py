@@ -183,9 +183,9 @@ def read_savecore_header(source: Source) -> KcoreHeader:
 def read_partition_header(source: Source, offset: int) -> KcoreHeader:
     """Return the header of a dump that starts at `offset` bytes of a partition. Raises as `read_savecore_header`."""
     head = _take(source, offset, KCORE_SEG_SIZE, "kcore_seg")
+    cpu_size = _read_segment(source, offset, KCORE_MAGIC, CORE_CPU)
     mid = split_midmag(head).mid
     machine = _find_machine(source.path, mid)
-    cpu_size = _read_segment(source, offset, KCORE_MAGIC, CORE_CPU)
     place = offset + KCORE_SEG_SIZE
     root, cpu_data, starts, sizes = _read_cpu(source, machine, place, cpu_size)
     return KcoreHeader(mid, machine, root, cpu_data, starts, sizes, place + cpu_size, None)

@@ -199,6 +199,7 @@ def open_kvm(
     base: int | None = None,
     hole: tuple[int, int] | None = None,
     format: str | None = None,  # noqa: A002 - the name users know from the command line
+    offset: int | None = None,
     candidate: int | None = None,
     force: bool = False,
     layout: str | None = None,
@@ -214,6 +215,7 @@ def open_kvm(
         base: physical address of raw RAM's first byte.
         hole: (start, end) of the hole in raw RAM.
         format: a reader's name, for a file that is not recognised.
+        offset: where the dump starts in a dump partition, in bytes.
         candidate: which of several kernels in the image, from 1.
         force: use a vmlinux that does not match.
         layout: a layout file with the types that the kernel file lacks.
@@ -224,7 +226,7 @@ def open_kvm(
         KvmDbgError: the image or the named kernel file cannot be used.
     """
     paths = (images,) if isinstance(images, str) else tuple(images)
-    image = open_image(paths, base=base, hole=hole, format=format, cache_directory=index_directory)
+    image = open_image(paths, base=base, hole=hole, format=format, offset=offset, cache_directory=index_directory)
     try:
         kernel = open_kernel(
             OverlayImage(image) if writable else image,

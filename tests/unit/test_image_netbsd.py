@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kvm_dbg.errors import FormatError, NotInImageError, UnknownFormatError, UnsupportedError
+from kvm_dbg.errors import CommandError, FormatError, NotInImageError, UnknownFormatError, UnsupportedError
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import BytesImage, MemoryImage, Presence, Range
 from tests.unit.image_check import check_same
-from tests.writers.netbsd_kcore import I386, midmag, write_kcore
+from tests.writers.netbsd_kcore import I386, midmag, write_kcore, write_partition
 
 CHANCE = random.Random(77)
 FULL = {0: CHANCE.randbytes(0x9F000), 0x100000: CHANCE.randbytes(0x30000)}  # a small machine's mem_clusters
@@ -229,3 +229,55 @@ def test_what_only_looks_like_a_dump(tmp_path: Path) -> None:
     for head in (b"\x00\x9d\x8f\xca", b"\x04\x9d\x8f\xab" + bytes(8), midmag(0, 77, 0x8FCA) + b"\xff" * 8):
         with pytest.raises(UnknownFormatError):
             opened(tmp_path, head.ljust(5000, b"\xee") if len(head) > 4 else head)
+
+
+# the dump partition
+
+
+def test_a_partition_that_starts_with_a_dump(tmp_path: Path) -> None:
+    with opened(tmp_path, write_partition(FULL, 0x4C6000)) as image:
+        check_same(image, BytesImage(FULL), reads=20)
+        info = image.info
+        assert (info.format, info.system, info.root, info.complete) == ("netbsd-dump", "NetBSD", 0x4C6000, True)
+
+
+@pytest.mark.parametrize("offset", [512, 4096, (1 << 20) - 512, 3 << 20])
+def test_a_dump_further_in(tmp_path: Path, offset: int) -> None:
+    # at the end of the partition if it fits, else one page from the start; what was swapped out before is around it
+    dump = write_partition(SPARSE)
+    path = write(tmp_path, random.Random(4).randbytes(offset) + dump + b"swapped out" * 100)
+    with open_image(path, format="netbsd-dump", offset=offset) as image:
+        check_same(image, sparse_oracle(), reads=20)
+        assert dict(image.info.details)["offset"] == hex(offset)
+    with open_image(path, format="netbsd-dump") as image:
+        assert dict(image.info.details)["offset"] == hex(offset)
+    with pytest.raises(FormatError, match="c_midmag") as error:
+        open_image(path, format="netbsd-dump", offset=offset + 512)
+    assert error.value.offset == offset + 512
+
+
+def test_no_dump_on_the_partition(tmp_path: Path) -> None:
+    dump = write_partition(FULL)
+    for data in (bytes(8192), b"x" * 100 + dump, b"\4"):
+        with pytest.raises(UnknownFormatError, match="no crash dump"):
+            open_image(write(tmp_path, data), format="netbsd-dump")
+    with pytest.raises(FormatError, match="kcore_seg"):
+        open_image(write(tmp_path, bytes(8192)), format="netbsd-dump", offset=1 << 40)
+    broken = dump[:512].replace(struct.pack("<Q", 2), struct.pack("<Q", 1 << 40))
+    with pytest.raises(FormatError, match="nmemsegs"):
+        open_image(write(tmp_path, broken), format="netbsd-dump")
+    with open_image(write(tmp_path, broken.ljust(8192, b"\0") + dump), format="netbsd-dump") as image:
+        assert dict(image.info.details)["offset"] == "0x2000"
+
+
+def test_a_truncated_partition(tmp_path: Path) -> None:
+    dump = write_partition(FULL)
+    with opened(tmp_path, dump[:-0x1000]) as image:
+        assert not image.info.complete
+        assert image.read_partial(0x12F000, 0x1000).missing == (Range(0x12F000, 0x1000, Presence.TRUNCATED),)
+
+
+def test_an_offset_is_for_partitions(tmp_path: Path) -> None:
+    for data, name in ((write_kcore(FULL), "netbsd"), (bytes(1 << 20), "raw")):
+        with pytest.raises(CommandError, match="offset is for"):
+            open_image(write(tmp_path, data), format=name, offset=512)

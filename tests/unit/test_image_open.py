@@ -35,7 +35,7 @@ def write(tmp_path: Path, data: bytes) -> Path:
 
 
 def test_formats_are_ordered_and_raw_is_last() -> None:
-    assert [entry.name for entry in FORMATS] == ["elf", "kdump", "lime", "netbsd", "raw"]
+    assert [entry.name for entry in FORMATS] == ["elf", "kdump", "lime", "netbsd", "netbsd-dump", "raw"]
 
 
 # raw RAM
