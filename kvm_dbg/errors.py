@@ -80,6 +80,7 @@ class NotInImageError(ReadError):
         self.size = size
         self.reason = reason
         self.path = str(path)
+        self.role = role
         why = {
             "excluded": "was excluded by the dump level",
             "truncated": "is past the end of the truncated or incomplete file",

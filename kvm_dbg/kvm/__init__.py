@@ -5,18 +5,19 @@ and `kvm_geterr` has the text. C's out-parameters are mutable Python objects (a 
 the manual counts what was filled, and return values where it returns pointers; counts are len().
 
 Sources: NetBSD share/man: kvm(3), kvm_open(3), kvm_read(3), kvm_nlist(3), kvm_getprocs(3), kvm_getloadavg(3),
-kvm_getfiles(3), kvm_geterr(3), kvm_getkernelname(3). Where the genuine library breaks the manual's promises (filters
-that are ignored, stale records, argv of the wrong memory), these functions keep them.
+kvm_getfiles(3), kvm_geterr(3), kvm_getkernelname(3), kvm_dump(3). Where the genuine library breaks the manual's
+promises, these functions keep them; docs/libkvm-differences.md has the list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from kvm_dbg.errors import CommandError, KvmDbgError
 from kvm_dbg.kernel.base import Process
 from kvm_dbg.kvm.constant import (
+    ELF_TYPES,
     KERN_FILE_BYFILE,
     KERN_FILE_BYPID,
     KERN_PROC_ALL,
@@ -39,8 +40,11 @@ from kvm_dbg.kvm.constant import (
     O_WRONLY,
 )
 from kvm_dbg.kvm.descriptor import Kvm, open_kvm
+from kvm_dbg.kvm.dump import invalidate_dump, make_header, open_descriptor, write_header
 from kvm_dbg.kvm.fill import fill_file, fill_lwp, fill_proc, fill_proc2
+from kvm_dbg.kvm.message import NETBSD, explain
 from kvm_dbg.kvm.record import KinfoFile, KinfoLwp, KinfoProc, KinfoProc2, Nlist
+from kvm_dbg.symbols.base import Symbol
 
 __all__ = [
     "KERN_FILE_BYFILE",
@@ -67,6 +71,9 @@ __all__ = [
     "Kvm",
     "Nlist",
     "kvm_close",
+    "kvm_dump_inval",
+    "kvm_dump_mkheader",
+    "kvm_dump_wrtheader",
     "kvm_getargv",
     "kvm_getargv2",
     "kvm_getenvv",
@@ -100,8 +107,10 @@ def kvm_openfiles(
     """Open an image; None on failure, with the text appended to `errbuf`.
 
     Args:
-        execfile: the kernel file; None to search the usual places.
-        corefile: the image, or the parts of a split one.
+        execfile: the kernel file; None to search the usual places. A crash dump of NetBSD opens with one that has no
+            symbols too, and can be read; only kvm_nlist fails then, and what needs it.
+        corefile: the image, or the parts of a split one; with the option format="netbsd-dump" a dump partition, on
+            which `kvm_dump_mkheader` finds the dump.
         swapfile: accepted for the manual's sake; None.
         flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy.
         errbuf: takes the error's text.
@@ -114,7 +123,7 @@ def kvm_openfiles(
             raise CommandError(f"{swapfile}: swap files are not read")
         if corefile is None:
             raise CommandError("no image given: the live kernel is not read")
-        return open_kvm(corefile, execfile, writable=flags != O_RDONLY, **options)
+        return open_descriptor(corefile, execfile, writable=flags != O_RDONLY, **options)
     except KvmDbgError as error:
         if errbuf is not None:
             errbuf.append(str(error))
@@ -181,7 +190,7 @@ def kvm_read(kd: Kvm, addr: int, buf: bytearray | memoryview, nbytes: int | None
         try:
             kd.read(addr + count, 1)
         except KvmDbgError as error:
-            kd.error = str(error)
+            kd.error = explain(error, kd.system)
     buf[:count] = part.data[:count]
     return count or -1
 
@@ -199,36 +208,75 @@ def kvm_write(kd: Kvm, addr: int, buf: bytes | bytearray | memoryview, nbytes: i
     return len(data)
 
 
+def kvm_dump_mkheader(kd: Kvm, dump_off: int) -> int:
+    """Find a crash dump of NetBSD at `dump_off` bytes of a dump partition, and read from it from then on.
+
+    Returns:
+        The size of the headers in front of memory, in bytes; 0 if no dump is there; -1 if it is damaged, or the
+        descriptor has memory already.
+    """
+    try:
+        return make_header(kd, dump_off)
+    except KvmDbgError as error:
+        return _fail(kd, error)
+
+
+def kvm_dump_wrtheader(kd: Kvm, fp: BinaryIO, dumpsize: int) -> int:
+    """Write the headers of savecore's file to `fp`, for `dumpsize` bytes of memory; 0, or -1."""
+    try:
+        write_header(kd, fp, dumpsize)
+    except (KvmDbgError, OSError) as error:
+        kd.error = f"kvm_dump_header: {error.strerror}" if isinstance(error, OSError) else explain(error, kd.system)
+        return -1
+    return 0
+
+
+def kvm_dump_inval(kd: Kvm) -> int:
+    """Clear the dump's magic number, in the private copy of a descriptor that may write; 0, or -1."""
+    try:
+        invalidate_dump(kd)
+    except KvmDbgError as error:
+        return _fail(kd, error)
+    return 0
+
+
 def kvm_nlist(kd: Kvm, nl: Sequence[Nlist]) -> int:
     """Fill in a name list; the number of names NOT found (0: all), -1 if there are no symbols.
 
-    The list ends at an entry whose `n_name` is None or "". One leading underscore is ignored if the name is only
-    known without it, as in C. Every entry is filled, also where a name is listed twice.
+    The list ends at an entry whose `n_name` is None or "". A name with a leading underscore is looked for as it stands
+    and without it, as in C: on NetBSD first without. Every entry is filled, also where a name is listed twice.
     """
     entries: list[Nlist] = []
     for entry in nl:
         if not entry.n_name:
             break
         entries.append(entry)
+    for entry in entries:
+        entry.n_value = entry.n_type = entry.n_other = entry.n_desc = 0
     try:
         names = {name for entry in entries if (name := entry.n_name)}
-        found = kd.nlist(names)
-        if bare := {name[1:] for name in names - found.keys() if name.startswith("_")}:
-            found |= kd.nlist(bare)
+        found = kd.nlist(names | {name[1:] for name in names if name.startswith("_")})
     except KvmDbgError as error:
         return _fail(kd, error)
     missing = 0
     for entry in entries:
         name = entry.n_name or ""
-        symbol = found.get(name) or (found.get(name[1:]) if name.startswith("_") else None)
-        entry.n_other = entry.n_desc = 0
+        spellings = [name, name[1:]] if name.startswith("_") else [name]
+        if kd.system == NETBSD:
+            spellings.reverse()
+        symbol = next((found[spelling] for spelling in spellings if spelling in found), None)
         if symbol is None:
-            entry.n_value = entry.n_type = 0
             missing += 1
             continue
         entry.n_value = symbol.address
-        entry.n_type = NM_TYPES.get(symbol.kind.upper(), N_UNDF) | (N_EXT if symbol.kind.isupper() else 0)
+        entry.n_type = _symbol_type(kd, symbol) | (N_EXT if symbol.kind.isupper() else 0)
     return missing
+
+
+def _symbol_type(kd: Kvm, symbol: Symbol) -> int:
+    """Return n_type without N_EXT: on NetBSD by the symbol's own type, as there, else by its section."""
+    elf_type = kd.kernel.symbols.find_type(symbol.name) if kd.system == NETBSD else None
+    return NM_TYPES.get(symbol.kind.upper(), N_UNDF) if elf_type is None else ELF_TYPES.get(elf_type, N_UNDF)
 
 
 def kvm_getprocs(kd: Kvm, op: int = KERN_PROC_ALL, arg: int = 0) -> list[KinfoProc] | None:
@@ -339,5 +387,5 @@ def _attempt(kd: Kvm, ask: Callable[[], Answer]) -> Answer | None:
 
 
 def _fail(kd: Kvm, error: KvmDbgError) -> int:
-    kd.error = str(error)
+    kd.error = explain(error, kd.system)
     return -1

@@ -99,3 +99,6 @@ FILE_TYPES: Final = {
 
 NM_TYPES: Final = {"T": N_TEXT, "W": N_TEXT, "D": N_DATA, "R": N_DATA, "B": N_DATA, "V": N_DATA, "A": N_ABS}
 """nm(1)'s letter in upper case -> n_type; N_UNDF for symbols without a type."""
+
+ELF_TYPES: Final = {1: N_DATA, 2: N_TEXT, 5: N_DATA}
+"""STT_OBJECT, STT_FUNC and STT_COMMON -> n_type as NetBSD's libc has it (lib/libc/gen/nlist_elf32.c), else N_UNDF."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-from kvm_dbg.errors import CommandError, KvmDbgError
+from kvm_dbg.arch import find_arch
+from kvm_dbg.arch.base import Paging
+from kvm_dbg.errors import CommandError, KvmDbgError, SymbolNotFound
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage, PartialRead
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel import find_symbols, open_kernel, system_of, write_memory
+from kvm_dbg.image.source import Source
+from kvm_dbg.kernel import KernelOptions, find_symbols, open_kernel, system_of, write_memory
 from kvm_dbg.kernel.base import (
     AddressSpaceReader,
     Kernel,
@@ -23,6 +26,7 @@ from kvm_dbg.kernel.base import (
     Process,
     SystemSummary,
 )
+from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.kvm.constant import (
     KERN_PROC_ALL,
     KERN_PROC_GID,
@@ -35,6 +39,7 @@ from kvm_dbg.kvm.constant import (
     KERN_PROC_UID,
 )
 from kvm_dbg.kvm.fill import terminal
+from kvm_dbg.kvm.message import BAD_NAMELIST, NETBSD, NO_HEADER, read_only
 from kvm_dbg.symbols.base import Symbol
 
 FILTERS: dict[int, Callable[[Process], int | None]] = {
@@ -51,35 +56,97 @@ UNSIGNED = (KERN_PROC_TTY, KERN_PROC_UID, KERN_PROC_RUID, KERN_PROC_GID, KERN_PR
 """Filters by a 32-bit number without a sign, which C programs hand over in an int."""
 
 
+BARE_LEVELS = 4  # of page tables: NetBSD's dumps are read without a kernel on x86_64 only
+
+
+class Partition(NamedTuple):
+    """A dump partition on which no dump has been looked for: the file, and how to open the kernel then."""
+
+    source: Source
+    vmlinux: str | None
+    options: KernelOptions
+
+
 class Kvm:
     """A kernel memory image and its kernel. Use it in a `with` statement, or call `close`.
 
-    Attributes:
-        kernel: what the methods ask; for everything that kvm(3) has no name for.
-        name: path of the kernel file, "" without one.
+    Args:
+        kernel: the kernel; or why there is none, which is then said wherever one is needed.
         writable: whether `write` may be used.
+        name: path of the kernel file, "" without one.
+        image: the image, if there is no kernel: read through the page tables that it names.
+
+    Attributes:
+        writable, name: see above.
         error: the text of the last error of the kvm(3) functions on this descriptor, "" before any.
+        partition: the dump partition on which `kvm_dump_mkheader` has yet to find a dump, None for all others.
     """
 
-    def __init__(self, kernel: Kernel, *, writable: bool = False, name: str = "") -> None:
-        self.kernel = kernel
+    def __init__(
+        self,
+        kernel: Kernel | KvmDbgError,
+        *,
+        writable: bool = False,
+        name: str = "",
+        image: MemoryImage | None = None,
+        partition: Partition | None = None,
+    ) -> None:
         self.writable = writable
         self.name = name
         self.error = ""
+        self.partition = partition
         self._closed = False
+        self._join(kernel, image)
+
+    def _join(self, kernel: Kernel | KvmDbgError, image: MemoryImage | None) -> None:
+        self._kernel = kernel
+        self._image = image if isinstance(kernel, KvmDbgError) else kernel.image
+        self._room = None if isinstance(kernel, KvmDbgError) else system_of(kernel)
+        self._space: ImageSpace | None = None  # of an image without a kernel
         self._known: tuple[Process, ...] | None = None  # all processes, once they were all found
-        self._room = system_of(kernel)
+
+    def attach(self, other: Kvm) -> None:
+        """Become what `other` is, which must not be used any more; for a partition on which a dump was found."""
+        self.partition = None
+        self._join(other._kernel, other._image)
+
+    @property
+    def kernel(self) -> Kernel:
+        """Return the kernel that the methods ask; for everything that kvm(3) has no name for.
+
+        Raises:
+            KvmDbgError: there is none.
+        """
+        if isinstance(self._kernel, KvmDbgError):
+            raise self._kernel
+        return self._kernel
+
+    @property
+    def system(self) -> str | None:
+        """Return the name of the operating system in the image."""
+        if self._room is not None:
+            return self._room.name
+        return self._image.info.system if self._image is not None else NETBSD
 
     @property
     def _system(self) -> OperatingSystem:
+        self.check_open()
+        if self._room is None:
+            _ = self.kernel
+            raise CommandError(NO_HEADER)
+        return self._room
+
+    def check_open(self) -> None:
+        """Raise CommandError if the descriptor has been closed."""
         if self._closed:
             raise CommandError("this image has been closed")
-        return self._room
 
     @property
     def image(self) -> MemoryImage:
-        """Return the image."""
-        return self.kernel.image
+        """Return the image. Raises CommandError if there is none yet."""
+        if self._image is None:
+            raise CommandError(NO_HEADER)
+        return self._image
 
     @property
     def page_size(self) -> int:
@@ -91,7 +158,10 @@ class Kvm:
         if not self._closed:
             self._closed = True
             self._known = None
-            self.kernel.image.close()
+            if self._image is not None:
+                self._image.close()
+            if self.partition is not None:
+                self.partition.source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -103,9 +173,21 @@ class Kvm:
 
     def space(self, pid: int | None = None) -> AddressSpaceReader:
         """Return the address space of process `pid`, or the kernel's for None. Raises CommandError, ReadError."""
+        if pid is None and isinstance(self._kernel, KvmDbgError):
+            return self._bare_space()
         if pid is None:
             return self._system.kernel_space(self.kernel)
         return self._system.address_space(self.kernel, self.process(pid).address)
+
+    def _bare_space(self) -> AddressSpaceReader:
+        """Return the kernel's address space by what the image alone tells."""
+        self.check_open()
+        info = self.image.info
+        if self._space is None:
+            if info.root is None or info.machine is None:
+                raise self._kernel if isinstance(self._kernel, KvmDbgError) else CommandError(NO_HEADER)
+            self._space = ImageSpace(find_arch(info.machine), self.image, Paging(info.root, BARE_LEVELS))
+        return self._space
 
     def read(self, address: int, size: int, *, pid: int | None = None) -> bytes:
         """Return `size` bytes at the virtual address, in the kernel or in process `pid`. Raises ReadError."""
@@ -118,12 +200,15 @@ class Kvm:
     def write(self, address: int, data: bytes, *, pid: int | None = None) -> None:
         """Write into the private copy of memory; the file never changes. Raises CommandError, ReadError."""
         if not self.writable:
-            raise CommandError("the image was not opened for writing")
+            raise CommandError(read_only(self.system))
         write_memory(self.kernel, self.space(pid), address, data)
         self._known = None
 
     def nlist(self, names: Iterable[str]) -> dict[str, Symbol]:
-        """Return the found ones of `names`, in the kernel and in its modules."""
+        """Return the found ones of `names`, in the kernel and in its modules. Raises CommandError without a kernel."""
+        if isinstance(self._kernel, KvmDbgError):
+            self.check_open()
+            raise CommandError(NO_HEADER if self._image is None else BAD_NAMELIST)
         return find_symbols(self.kernel, names, self._system)
 
     def processes(self, op: int = KERN_PROC_ALL, argument: int = 0) -> Iterator[Process]:
@@ -133,6 +218,8 @@ class Kvm:
             CommandError: no such filter.
             ReadError, CorruptError: after the last that could be found.
         """
+        if isinstance(self._kernel, KvmDbgError):
+            raise self._without("nprocs")
         if op != KERN_PROC_ALL and op not in FILTERS:
             raise CommandError(f"no process filter {op}; the filters are KERN_PROC_ALL to KERN_PROC_RGID, 0 to 8")
         key = FILTERS.get(op)
@@ -151,6 +238,11 @@ class Kvm:
             found.append(process)
             yield process
         self._known = tuple(found)
+
+    def _without(self, symbol: str) -> KvmDbgError:
+        """Return what to raise without a kernel: that a symbol is unknown, or that there is no memory at all."""
+        self.check_open()
+        return CommandError(NO_HEADER) if self._image is None else SymbolNotFound(symbol)
 
     def process(self, pid: int) -> Process:
         """Return the process `pid`. Raises CommandError if there is none."""
@@ -176,6 +268,8 @@ class Kvm:
 
     def load_average(self) -> LoadAverage:
         """Return the load averages. Raises SymbolNotFound, ReadError."""
+        if isinstance(self._kernel, KvmDbgError):
+            raise self._without("averunnable")
         return self._system.read_load_average(self.kernel)
 
     def log(self) -> Iterator[LogRecord]:
@@ -227,15 +321,21 @@ def open_kvm(
     """
     paths = (images,) if isinstance(images, str) else tuple(images)
     image = open_image(paths, base=base, hole=hole, format=format, offset=offset, cache_directory=index_directory)
+    options = KernelOptions(candidate, index_directory, tuple(search), force, layout)
+    return join_kernel(image, vmlinux, options, writable=writable)
+
+
+def join_kernel(image: MemoryImage, vmlinux: str | None, options: KernelOptions, *, writable: bool) -> Kvm:
+    """Find the kernel in an opened image; the image is closed if there is none. Raises as `open_kvm`."""
     try:
         kernel = open_kernel(
             OverlayImage(image) if writable else image,
             vmlinux,
-            candidate=candidate,
-            force=force,
-            layout=layout,
-            search=tuple(search),
-            index_directory=index_directory,
+            candidate=options.candidate,
+            force=options.force,
+            layout=options.layout,
+            search=options.search,
+            index_directory=options.index_directory,
         )
     except KvmDbgError:
         image.close()

@@ -43,6 +43,10 @@ class SymbolTable(ABC):
         """Return the found ones of `names`; tables override it where one pass over all is faster."""
         return {name: symbol for name in names if (symbol := self.find(name)) is not None}
 
+    def find_type(self, name: str) -> int | None:  # noqa: ARG002 - for tables that have types
+        """Return the ELF type (STT_*) of the symbol that `find` finds; None where the table does not say."""
+        return None
+
     @abstractmethod
     def find_all(self, name: str) -> tuple[Symbol, ...]:
         """Return every symbol called `name`, in ascending order of address."""

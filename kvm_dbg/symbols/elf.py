@@ -43,6 +43,7 @@ FEW = 8  # look-ups by search; from then on a table of all names is built
 LOOK_BACK = 64  # symbols below an address among which one that encloses it is looked for
 PER_CPU_SECTION = ".data..percpu"
 SHF_WRITE = 1
+UNTOLD = ""  # the letter of a section that does not tell: code without bytes, in which savecore(8) puts every symbol
 BANNER_MAX = 4096  # bytes
 
 # the magic of what vmlinuz is packed with, and of the boot image around it (Documentation/arch/x86/boot.rst)
@@ -166,6 +167,8 @@ class ElfSymbolTable(SymbolTable):
         letter = self._letters.get(row.section)
         if letter is None:
             letter = self._letters[row.section] = self._section_letter(row.section)
+        if letter == UNTOLD:
+            letter = "t" if kind == STT_FUNC else "d"
         return letter if binding == STB_LOCAL else letter.upper()
 
     def _section_letter(self, number: int) -> str:
@@ -177,7 +180,7 @@ class ElfSymbolTable(SymbolTable):
             return "?"
         section = self.elf.sections[number]
         if section.flags & SHF_EXECINSTR:
-            return "t"
+            return UNTOLD if section.type == SHT_NOBITS else "t"
         if section.type == SHT_NOBITS:
             return "b"
         if not section.flags & SHF_ALLOC:
@@ -217,11 +220,17 @@ class ElfSymbolTable(SymbolTable):
                 self._index.store(table, identity, parts)
         return parts
 
-    def find(self, name: str) -> Symbol | None:
+    def _find_row(self, name: str) -> Row | None:
         rows = self._find_rows(name)
-        if not rows:
-            return None
-        return self._symbol(next((row for row in rows if row.binding != STB_LOCAL), rows[0]), name)
+        return next((row for row in rows if row.binding != STB_LOCAL), rows[0] if rows else None)
+
+    def find(self, name: str) -> Symbol | None:
+        row = self._find_row(name)
+        return None if row is None else self._symbol(row, name)
+
+    def find_type(self, name: str) -> int | None:
+        row = self._find_row(name)
+        return None if row is None else row.type
 
     def find_many(self, names: Iterable[str]) -> dict[str, Symbol]:
         wanted = {name.encode(): name for name in names if name}

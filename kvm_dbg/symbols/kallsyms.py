@@ -149,6 +149,9 @@ class JoinedSymbols(SymbolTable):
             found = table.find(name)
         return found
 
+    def find_type(self, name: str) -> int | None:
+        return self.kernel.find_type(name)
+
     def find_many(self, names: Iterable[str]) -> dict[str, Symbol]:
         wanted = list(names)
         found = self.kernel.find_many(wanted)
