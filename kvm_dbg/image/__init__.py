@@ -70,6 +70,18 @@ def _open_kdump(sources: Sequence[Source], options: Options) -> MemoryImage:
     return KdumpImage(sources)
 
 
+def _probe_freebsd_minidump(source: Source) -> bool:
+    from kvm_dbg.image import freebsd_minidump
+
+    return freebsd_minidump.probe(source)
+
+
+def _open_freebsd_minidump(sources: Sequence[Source], options: Options) -> MemoryImage:
+    from kvm_dbg.image.freebsd_minidump import FreebsdMinidumpImage
+
+    return FreebsdMinidumpImage(_only(sources, options))
+
+
 def _probe_lime(source: Source) -> bool:
     from kvm_dbg.image import lime
 
@@ -125,6 +137,7 @@ def _open_raw(sources: Sequence[Source], options: Options) -> MemoryImage:
 FORMATS: tuple[ImageFormat, ...] = (
     ImageFormat("elf", "ELF vmcore", _probe_elf, _open_elf),
     ImageFormat("kdump", "kdump-compressed", _probe_kdump, _open_kdump),
+    ImageFormat("freebsd-minidump", "FreeBSD minidump", _probe_freebsd_minidump, _open_freebsd_minidump),
     ImageFormat("lime", "LiME", _probe_lime, _open_lime),
     ImageFormat("netbsd", "NetBSD crash dump", _probe_netbsd, _open_netbsd),
     ImageFormat("netbsd-dump", "NetBSD dump partition", _probe_netbsd_dump, _open_netbsd_dump),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from kvm_dbg.errors import NotInImageError
 
+ReadPhys = Callable[[int, int], bytes]  # (paddr, size in bytes) -> bytes; raises ReadError
 CHUNK_SIZE = 1 << 20  # bytes that `for_each_chunk` yields at most at a time
 
 
@@ -96,16 +97,30 @@ class ImageInfo(NamedTuple):
     root: int | None = None
 
 
+class PageMap(Protocol):
+    """The kernel's page tables, where a dump keeps them apart from memory (FreeBSD's minidumps)."""
+
+    def translate_page(self, read_phys: ReadPhys, vaddr: int) -> tuple[int, int]:
+        """Return (paddr of the page that holds `vaddr`, its size in bytes); `read_phys` reads lower tables.
+
+        Raises:
+            NotMappedError: nothing is mapped there.
+            ReadError: a table is not in the image.
+        """
+
+
 class MemoryImage(ABC):
     """A kernel memory image: bytes by physical address.
 
     Attributes:
         paths: the files it was opened from, in the order of the user.
         notes: ELF notes in file order (VMCOREINFO, one NT_PRSTATUS per CPU, QEMU's CPU state, ...).
+        page_map: where kernel addresses are, if the dump has a part for that.
     """
 
     paths: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
+    page_map: PageMap | None = None
 
     @property
     @abstractmethod

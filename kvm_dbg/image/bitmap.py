@@ -1,13 +1,15 @@
 """A bitmap in a file, one bit for each page, read only where it is asked about.
 
-Bit `pfn` is bit `pfn & 7` of byte `pfn >> 3`. The place of a page's descriptor is the number of bits set before its
-own: counts are kept for each UNIT (4096 bytes, 128 MiB of 4 KiB pages), found from the start up to the last unit that
-was asked for, and within recently used units for each group of GROUP pages.
+Bit `pfn` is bit `pfn & 7` of byte `pfn >> 3`, or where a machine numbers the bits of big-endian words, bit `pfn & 63`
+of word `pfn >> 6`. The place of a page's descriptor, or of the page, is the number of bits set before its own: counts
+are kept for each UNIT (4096 bytes, 128 MiB of 4 KiB pages), found from the start up to the last unit that was asked
+for, and within recently used units for each group of GROUP pages.
 """
 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 
 from kvm_dbg.image.source import Source
@@ -26,21 +28,32 @@ _ONES = b"\xff" * UNIT_BYTES
 class Bitmap:
     """A bitmap of `size` bytes at `offset` of a source; bits that the source does not have read as 0.
 
+    Args:
+        big_words: bits are numbered in big-endian words of 64 bits, not in bytes.
+
     Attributes:
         readable: number of bits that the source has.
     """
 
-    def __init__(self, source: Source, offset: int, size: int) -> None:
+    def __init__(self, source: Source, offset: int, size: int, *, big_words: bool = False) -> None:
         self._source = source
         self._offset = offset
         self._size = max(0, min(size, source.size - offset))
+        if big_words:
+            self._size &= -8
+        self._big_words = big_words
         self.readable = 8 * self._size
         self._before = array("Q", [0])  # bits set before unit i
         self._units: dict[int, tuple[list[int], list[int]]] = {}
 
     def _read(self, start: int, size: int) -> bytes:
         size = min(size, self._size - start)
-        return self._source.read(self._offset + start, size) if size > 0 else b""
+        data = self._source.read(self._offset + start, size) if size > 0 else b""
+        if not self._big_words:
+            return data
+        words = array("Q", data)
+        words.byteswap()
+        return words.tobytes()
 
     def group(self, number: int) -> tuple[int, int]:
         """Return the bits of group `number` as an integer, and the count of bits set before the group."""
@@ -88,6 +101,19 @@ class Bitmap:
             return self.count_before_unit(-(-self._size // UNIT_BYTES))
         bits, before = self.group(pfn // GROUP)
         return before + (bits & (1 << pfn % GROUP) - 1).bit_count()
+
+    def find(self, rank: int) -> int:
+        """Return the number of the set bit before which `rank` bits are set, `readable` if there are no more."""
+        units = -(-self._size // UNIT_BYTES)
+        if rank >= self.count_before_unit(units):
+            return self.readable
+        unit = bisect_right(self._before, rank) - 1
+        groups, before = self._units.get(unit) or self._load(unit)
+        index = bisect_right(before, rank) - 1
+        bits = groups[index]
+        for _ in range(rank - before[index]):
+            bits &= bits - 1
+        return unit * UNIT + index * GROUP + (bits & -bits).bit_length() - 1
 
     def value(self, unit: int) -> int:
         """Return the bits of unit `unit` as an integer."""

@@ -24,6 +24,7 @@ class OverlayImage(WritableImage):
         self.image = image
         self.paths = image.paths
         self.notes = image.notes
+        self.page_map = image.page_map
         self._starts: list[int] = []
         self._blocks: list[bytearray] = []
 

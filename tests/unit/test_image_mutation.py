@@ -12,7 +12,7 @@ import resource
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from kvm_dbg.errors import KvmDbgError
 from kvm_dbg.image import open_image
 from tests.writers.elfcore import Load, write_elfcore, write_note
 from tests.writers.flattened import write_flattened
+from tests.writers.freebsd_minidump import write_minidump
 from tests.writers.kdump import METHODS, write_kdump
 from tests.writers.lime import write_lime
 from tests.writers.memory import make_memory
@@ -46,6 +47,13 @@ def elfcore(**options: object) -> bytes:
     return write_elfcore(loads, NOTES, **options)  # type: ignore[arg-type]
 
 
+def minidump(platform: str, **options: object) -> bytes:
+    memory = make_memory(23, 64)
+    areas = [(0, 40 * 4096), (44 * 4096, 64 * 4096)]
+    pages = {pfn: page for pfn, page in memory.pages.items() if not 40 <= pfn < 44}
+    return write_minidump(platform, pages, avail=areas, pmap=bytes(range(256)) * 16, **options)  # type: ignore[arg-type]
+
+
 # what it is -> the file, and how many of its first bytes are headers
 SEEDS: dict[str, tuple[bytes, int]] = {
     "elf 64": (elfcore(), 64 + 7 * 56 + len(NOTES)),
@@ -66,9 +74,17 @@ SEEDS: dict[str, tuple[bytes, int]] = {
         write_kcore({number * 0x2000: bytes([number]) * 4096 for number in range(80)}, 0x2000),
         16 + 8 + 16 + 80 * 16,
     ),
+    "minidump amd64": (minidump("amd64"), 4 * 4096),
+    "minidump amd64 version 2": (minidump("amd64", version=2), 4 * 4096),
+    "minidump arm64": (minidump("arm64"), 4 * 4096),
+    "minidump powerpc64 big-endian": (minidump("powerpc64", order=">"), 4 * 4096),
     "lime": (write_lime([(number << 20, bytes([number]) * 6000) for number in range(5)]), 32),
 }
-HOT = {"kdump": [*range(8, 12), *range(424, 464), *range(4096, 4200)], "disk": [*range(8, 12), *range(424, 464)]}
+HOT = {
+    "minid": [*range(24, 72), *range(8192, 8240), *range(12288, 12296)],
+    "kdump": [*range(8, 12), *range(424, 464), *range(4096, 4200)],
+    "disk": [*range(8, 12), *range(424, 464)],
+}
 
 
 def mutate(chance: random.Random, name: str, seed: bytes, headers: int) -> bytes:
@@ -106,6 +122,11 @@ def use(path: Path, chance: random.Random) -> bool:
     """Do with an image what a debugger would; return True if it gave any data."""
     given = False
     with open_image(path) as image:
+        page_map = image.page_map
+        for vaddr in (0xFFFFFE0000001000, 0xFFFF000000001000, 0xE000000000001000) if page_map is not None else ():
+            with suppress(KvmDbgError):
+                assert page_map is not None
+                page_map.translate_page(image.read, vaddr)
         _ = image.info, [image.find_note(name) for name in ("CORE", "VMCOREINFO", "QEMU")]
         runs = list(islice(image.coverage(), 2000))
         tops = [run.end for run in runs[-2:]] or [1 << 20]

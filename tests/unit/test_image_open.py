@@ -35,7 +35,8 @@ def write(tmp_path: Path, data: bytes) -> Path:
 
 
 def test_formats_are_ordered_and_raw_is_last() -> None:
-    assert [entry.name for entry in FORMATS] == ["elf", "kdump", "lime", "netbsd", "netbsd-dump", "raw"]
+    names = ["elf", "kdump", "freebsd-minidump", "lime", "netbsd", "netbsd-dump", "raw"]
+    assert [entry.name for entry in FORMATS] == names
 
 
 # raw RAM
