@@ -1,10 +1,11 @@
 """Target descriptions: which registers a processor has, as gdb and lldb read it, and their bytes in packets.
 
-Facts: gdb's features/i386/64bit-core.xml, 64bit-linux.xml, 64bit-segments.xml, 32bit-core.xml and 32bit-linux.xml for
-names, sizes and order ("Target Descriptions" in the gdb manual); lldb's additions (generic, dwarf_regnum, encoding)
-from lldb's docs/resources/lldbgdbremote, and the DWARF numbers from the System V ABI for x86-64, figure 3.36, and for
-i386, table 2.14. gdb ignores what
-it does not know, so one file serves both.
+Facts: gdb's features/i386/64bit-core.xml, 64bit-linux.xml, 64bit-segments.xml, 32bit-core.xml and 32bit-linux.xml,
+features/aarch64-core.xml, riscv/64bit-cpu.xml and rs6000/power64-core.xml for names, sizes and order ("Target
+Descriptions" in the gdb manual); lldb's additions (generic, dwarf_regnum, encoding) from lldb's
+docs/resources/lldbgdbremote, and the DWARF numbers from the System V ABI for x86-64, figure 3.36, and for i386, table
+2.14, "DWARF for the Arm 64-bit Architecture" (aadwarf64), the RISC-V ELF psABI and the 64-bit Power ELF ABI. gdb
+ignores what it does not know, so one file serves both.
 """
 
 from __future__ import annotations
@@ -186,7 +187,86 @@ I386 = TargetDescription(
 
 WIDE_NAMES = {**{name: f"r{name[1:]}" for name in _I386_GENERAL}, "orig_eax": "orig_rax"}
 NARROW = {"x86_64": I386}  # by the architecture whose processes of 32 bits are meant
-DESCRIPTIONS = (X86_64,)
+
+
+def _registers(
+    names: tuple[str, ...], bits: int, type_: str, generic: Mapping[str, str], first_dwarf: int | None
+) -> tuple[TargetRegister, ...]:
+    """Return registers of one size and type; their DWARF numbers follow each other, or they have none."""
+    return tuple(
+        TargetRegister(name, bits, type_, generic.get(name, ""), None if first_dwarf is None else first_dwarf + index)
+        for index, name in enumerate(names)
+    )
+
+
+_AARCH64_GENERIC = {"x29": "fp", "x30": "ra", **{f"x{number}": f"arg{number + 1}" for number in range(8)}}
+
+AARCH64 = TargetDescription(
+    "aarch64",
+    "little",
+    "aarch64",
+    "aarch64-unknown-linux-gnu",
+    (
+        Feature(
+            "org.gnu.gdb.aarch64.core",
+            (
+                *_registers(tuple(f"x{number}" for number in range(31)), 64, "int64", _AARCH64_GENERIC, 0),
+                TargetRegister("sp", 64, "data_ptr", "sp", 31),
+                TargetRegister("pc", 64, "code_ptr", "pc", 32),
+                TargetRegister("cpsr", 32, "uint32", "flags", 33),
+            ),
+        ),
+    ),
+)
+
+# fmt: off
+_RISCV_GENERAL = (
+    "zero", "ra", "sp", "gp", "tp", "t0", "t1", "t2", "fp", "s1", "a0", "a1", "a2", "a3", "a4", "a5", "a6", "a7",
+    "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "s10", "s11", "t3", "t4", "t5", "t6",
+)
+# fmt: on
+_RISCV_GENERIC = {"ra": "ra", "sp": "sp", "fp": "fp", **{f"a{number}": f"arg{number + 1}" for number in range(8)}}
+
+RISCV64 = TargetDescription(
+    "riscv64",
+    "little",
+    "riscv:rv64",
+    "riscv64-unknown-linux-gnu",
+    (
+        Feature(
+            "org.gnu.gdb.riscv.cpu",
+            (
+                *_registers(_RISCV_GENERAL, 64, "int64", _RISCV_GENERIC, 0),
+                TargetRegister("pc", 64, "code_ptr", "pc"),
+            ),
+        ),
+    ),
+)
+
+_POWER_GENERIC = {"r1": "sp", "r31": "fp", **{f"r{number + 3}": f"arg{number + 1}" for number in range(8)}}
+
+
+def _ppc64(byteorder: str, triple: str) -> TargetDescription:
+    core = (
+        *_registers(tuple(f"r{number}" for number in range(32)), 64, "uint64", _POWER_GENERIC, 0),
+        TargetRegister("pc", 64, "code_ptr", "pc"),
+        TargetRegister("msr", 64, "uint64"),
+        TargetRegister("cr", 32, "uint32", "flags"),
+        TargetRegister("lr", 64, "code_ptr", "ra", 65),
+        TargetRegister("ctr", 64, "uint64", "", 66),
+        TargetRegister("xer", 32, "uint32"),
+    )
+    return TargetDescription("ppc64", byteorder, "powerpc:common64", triple, (Feature("org.gnu.gdb.power.core", core),))
+
+
+DESCRIPTIONS = (
+    X86_64,
+    AARCH64,
+    RISCV64,
+    I386,
+    _ppc64("big", "powerpc64-unknown-linux-gnu"),
+    _ppc64("little", "powerpc64le-unknown-linux-gnu"),
+)
 
 
 def find_description(arch: Arch) -> TargetDescription:
@@ -196,6 +276,6 @@ def find_description(arch: Arch) -> TargetDescription:
         UnsupportedError: there is none.
     """
     for description in DESCRIPTIONS:
-        if description.arch == arch.name:
+        if (description.arch, description.byteorder) == (arch.name, arch.byteorder):
             return description
     raise UnsupportedError(f"a debugger's view of {arch.name}")
