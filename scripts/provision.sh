@@ -20,7 +20,7 @@ CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/kvm-dbg
 PACKAGES=(
     python3 python3-venv ca-certificates git
     gdb lldb-19 crash python3-libkdumpfile
-    qemu-system-x86 makedumpfile kexec-tools busybox-static
+    qemu-system-x86 makedumpfile kexec-tools busybox-static pahole
     gcc libc6-dev binutils libc-bin cpio zstd xz-utils e2fsprogs util-linux procps debian-archive-keyring
 )
 GDB18="gdb-for-pwndbg==18.1.*"

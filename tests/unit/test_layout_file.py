@@ -28,7 +28,7 @@ from kvm_dbg.debuginfo.layout_file import LayoutFile
 from kvm_dbg.debuginfo.value import Value
 from kvm_dbg.errors import FileAccessError, FormatError, KvmDbgError, TypeNotFound
 from kvm_dbg.kernel.linux.layout import Layout
-from tests.data import find_data
+from tests.shared import shared_data
 
 Document = dict[str, Any]
 
@@ -340,7 +340,7 @@ def test_mutants_raise_only_our_errors() -> None:
 
 def test_the_layout_of_a_real_kernel() -> None:
     """NetBSD 6.99.16, as its own debug information gave it: every size and offset is that of the file."""
-    path = find_data("netbsd/layout.json")
+    path = shared_data("netbsd") / "layout.json"
     types = open_layout(path)
     document = json.loads(path.read_bytes())
     assert types.pointer_size == 8

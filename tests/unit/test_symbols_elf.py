@@ -11,7 +11,7 @@ import pytest
 from kvm_dbg.errors import FileAccessError, FormatError, KvmDbgError, SymbolNotFound, UnknownFormatError
 from kvm_dbg.index import Index
 from kvm_dbg.symbols.elf import FEW, INDEX_LAYOUT, ElfSymbolTable, open_kernel_file
-from tests.data import find_data, unpack_data
+from tests.shared import shared_data, unpack
 from tests.writers import kernel_file as k
 from tests.writers.kernel_file import Entry, Part, write_kernel_file
 
@@ -377,10 +377,10 @@ def test_truncated_and_damaged_files_raise_only_our_errors(tmp_path: Path) -> No
         use(path, tmp_path / "cache" if number % 2 else None)
 
 
-@pytest.mark.parametrize("name", ["netbsd/netbsd.0.zst", "freebsd/kernel-amd64.xz"])
-def test_name_lists_of_real_kernels(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("system", "name"), [("netbsd", "netbsd.0.zst"), ("freebsd", "kernel-amd64.xz")])
+def test_name_lists_of_real_kernels(system: str, name: str, tmp_path: Path) -> None:
     """Symbols without any code; savecore's .bss has 2^64 - 1 bytes. readelf says what they are."""
-    path = unpack_data(name, tmp_path)
+    path = unpack(shared_data(system) / name, tmp_path)
     shown = subprocess.run(["readelf", "-sW", str(path)], capture_output=True, text=True, check=True).stdout
     rows = [row for row in map(str.split, shown.splitlines()) if len(row) == 8 and row[0][:-1].isdigit()]
     with ElfSymbolTable(path).elf as elf:
@@ -395,10 +395,10 @@ def test_name_lists_of_real_kernels(name: str, tmp_path: Path) -> None:
 
 
 def test_what_libkvm_says_of_a_name_list(tmp_path: Path) -> None:
-    truth = find_data("netbsd/truth/libkvm-dead.txt").read_text().splitlines()
+    truth = (shared_data("netbsd") / "truth" / "libkvm-dead.txt").read_text().splitlines()
     rows = [line.split() for line in truth if line.startswith("SYM _")]  # the underscore is nlist's own
     known = {row[1][1:]: int(row[2].removeprefix("value="), 16) for row in rows if row[2] != "value=0x0"}
     assert "allproc" in known
-    with ElfSymbolTable(unpack_data("netbsd/netbsd.0.zst", tmp_path)).elf as elf:
+    with ElfSymbolTable(unpack(shared_data("netbsd") / "netbsd.0.zst", tmp_path)).elf as elf:
         table = ElfSymbolTable(elf)
         assert {name: table.address(name) for name in known} == known
