@@ -65,7 +65,8 @@ class Process:
     state: ps(1)'s letter (R S D T t Z X I W P; of BSDs O U L as well). cpu: the CPU it last ran on. rss, vsize: bytes.
     user_time, system_time: seconds of CPU of all its threads, start_time: seconds since the epoch. tty: device name
     without /dev ("pts/0", "ttyS0"). flags: ps's extra letters ("s" session leader, "l" threads, "+" foreground,
-    "<" high priority, "N" nice). unread: names of fields whose memory is not in the image.
+    "<" high priority, "N" nice). unread: names of fields whose memory is not in the image. run_time: seconds of CPU
+    where that is not the sum of the two. kinfo: what only kvm(3) asks for, by the members of struct kinfo_proc2.
     """
 
     pid: int
@@ -97,11 +98,22 @@ class Process:
     command: str = ""  # the kernel's short name, "comm"
     kernel_thread: bool = False
     unread: tuple[str, ...] = ()
+    run_time: float | None = None
+    kinfo: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def time(self) -> float | None:
+        """Return the CPU time in seconds."""
+        return self.run_time if self.run_time is not None else sum_times(self.user_time, self.system_time)
 
 
 @dataclass(frozen=True, slots=True)
 class Lwp:
-    """One thread. `wait_channel` is the name of the kernel function that it sleeps in, if known."""
+    """One thread.
+
+    wait_channel: the name of the kernel function that it sleeps in, or the kernel's word for what it waits for, if
+    known. run_time, kinfo: as in `Process`, the latter of struct kinfo_lwp.
+    """
 
     lid: int
     pid: int
@@ -116,6 +128,13 @@ class Lwp:
     name: str = ""
     kernel_thread: bool = False
     unread: tuple[str, ...] = ()
+    run_time: float | None = None
+    kinfo: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def time(self) -> float | None:
+        """Return the CPU time in seconds."""
+        return self.run_time if self.run_time is not None else sum_times(self.user_time, self.system_time)
 
 
 def sum_times(user: float | None, system: float | None) -> float | None:
@@ -174,7 +193,7 @@ class LogRecord:
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """One open file of a process."""
+    """One open file of a process. mode: st_mode. size: bytes. Both None where that is not known."""
 
     pid: int
     fd: int
@@ -185,6 +204,8 @@ class OpenFile:
     offset: int | None = None
     inode: int | None = None
     unread: tuple[str, ...] = ()
+    mode: int | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
