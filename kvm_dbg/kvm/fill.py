@@ -97,7 +97,7 @@ def fill_proc(process: Process) -> KinfoProc:
 def fill_lwp(lwp: Lwp) -> KinfoLwp:
     """Return a thread as struct kinfo_lwp."""
     seconds, microseconds = split_seconds(lwp.time)
-    return KinfoLwp(
+    record = KinfoLwp(
         l_laddr=lwp.address,
         l_lid=lwp.lid,
         l_flag=constant.L_SYSTEM if lwp.kernel_thread else 0,
@@ -111,6 +111,7 @@ def fill_lwp(lwp: Lwp) -> KinfoLwp:
         l_pid=lwp.pid,
         l_name=lwp.name,
     )
+    return replace(record, **lwp.kinfo)
 
 
 def fill_file(file: OpenFile, *, by_pid: bool) -> KinfoFile:

@@ -131,7 +131,9 @@ class _NetBSD:
         return symbolize(kernel, address)
 
     def for_each_unwind_gap(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindTable]:
-        return iter(())
+        from kvm_dbg.kernel.netbsd.unwind_table import for_each_unwind_gap
+
+        return for_each_unwind_gap(kernel, covered)
 
     def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
         return iter(())

@@ -15,6 +15,7 @@ from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError,
 from kvm_dbg.kernel.base import OpenFile
 from kvm_dbg.kernel.linux.layout import Layout, Names, Record
 from kvm_dbg.kernel.netbsd.proc import read_procs
+from kvm_dbg.kernel.netbsd.state import SDEAD, SZOMB
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -68,7 +69,7 @@ class FileReader:
     def files(self, proc: Record) -> Iterator[OpenFile]:
         """Yield the open files of a process. Raises ReadError, CorruptError."""
         kernel, word = self._kernel, self._kernel.arch.pointer_size
-        if not proc["fd"]:
+        if not proc["fd"] or proc["stat"] in (SZOMB, SDEAD):  # a zombie's is given back, p_fd is not cleared
             return
         table = self._table.read(kernel, proc["fd"])
         count = int.from_bytes(kernel.read(table["table"] + self._count, 4), "little")

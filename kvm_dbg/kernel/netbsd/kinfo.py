@@ -5,7 +5,7 @@ Source: sys/kern/kern_proc.c, fill_kproc2(): which member comes from where.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ OF_PROC = (
     "iticks", "traceflag", "acflag", "xstat",
 )  # fmt: skip
 OF_LWP = ("addr", "wchan", "swtime", "slptime")
+OF_LWP_ALONE = ("stat", "cpticks", "pctcpu")
 SIGNALS = (("siglist", "sigpend"), ("sigignore", "sigignore"), ("sigcatch", "sigcatch"))
 
 
@@ -67,13 +68,21 @@ class KinfoReader:
             reads["p_wmesg"] = partial(_message, self._kernel, lwp)
             if proc["stat"] not in (SZOMB, SDEAD):
                 reads["p_stat"] = partial(lwp.__getitem__, "stat")
-        found: dict[str, Any] = {}
-        for name, read in reads.items():
-            try:
-                found[name] = read()
-            except (ReadError, MemberNotFound):
-                continue  # this one stays unknown
-        return found
+        return _attempt(reads)
+
+    def read_lwp(self, lwp: Record) -> dict[str, Any]:
+        """Return members of struct kinfo_lwp by name; those that cannot be read are left out."""
+        return _attempt({f"l_{name}": partial(lwp.__getitem__, name) for name in (*OF_LWP, *OF_LWP_ALONE)})
+
+
+def _attempt(reads: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, read in reads.items():
+        try:
+            found[name] = read()
+        except (ReadError, MemberNotFound):
+            continue  # this one stays unknown
+    return found
 
 
 def _number(record: Record, member: str) -> int:

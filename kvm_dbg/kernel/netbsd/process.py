@@ -181,6 +181,7 @@ class ProcessReader:
             name=attempt(unread, ("name",), lambda: self.name(proc, lwp)) or "",
             kernel_thread=bool(lwp["flag"] & LW_SYSTEM),
             unread=tuple(unread),
+            kinfo=self._kinfo.read_lwp(lwp),
         )
 
     def name(self, proc: Record, lwp: Record) -> str:

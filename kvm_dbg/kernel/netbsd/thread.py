@@ -24,7 +24,7 @@ from kvm_dbg.kernel.netbsd.register import (
     read_dumping,
     read_saved,
 )
-from kvm_dbg.kernel.netbsd.state import LSIDL, SDEAD, SZOMB
+from kvm_dbg.kernel.netbsd.state import LSIDL, LW_IDLE, SDEAD, SZOMB
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -118,7 +118,7 @@ class ThreadReader:
         """Return the registers that an LWP left on its stack, and where they are from."""
         if proc["stat"] in (SZOMB, SDEAD):
             return {}, "it has exited"
-        if lwp["stat"] == LSIDL:
+        if lwp["stat"] == LSIDL and not lwp["flag"] & LW_IDLE:
             return {}, "it has nothing to do, as software interrupts between their runs: nothing of it is saved"
         try:
             pcb = lwp["addr"]

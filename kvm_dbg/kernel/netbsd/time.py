@@ -35,7 +35,7 @@ def bintime(data: bytes) -> float:
 
 
 def share_time(proc: Record, lwps: Sequence[Record]) -> CpuTime:
-    """Return a process's CPU time; what LWPs on CPUs used since they were switched to is not in it. Raises ReadError."""
+    """Return a process's CPU time, without what LWPs on CPUs used since they were switched to. Raises ReadError."""
     total = bintime(proc.bytes("rtime")) + sum(bintime(lwp.bytes("rtime")) for lwp in lwps)
     ticks = proc["uticks"], proc["sticks"], proc["iticks"]
     whole = sum(ticks)

@@ -1,6 +1,6 @@
 """The mappings of processes.
 
-Sources: sys/uvm/uvm_map.h (struct vm_map: `header` is a ring of struct vm_map_entry through next and prev; etype's bits),
+Sources: sys/uvm/uvm_map.h (struct vm_map: `header` is a ring of struct vm_map_entry through next; etype's bits),
 sys/uvm/uvm_prot.h (protections), pmap(1) for the names of stack and data.
 """
 
