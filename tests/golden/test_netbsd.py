@@ -20,6 +20,14 @@ from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import identify_kernels, open_kernel, system_of, write_memory
 from kvm_dbg.kernel.base import Kernel, Process
 from kvm_dbg.kernel.netbsd.thread import STRIDE
+from kvm_dbg.kvm.constant import (
+    KERN_PROC_GID,
+    KERN_PROC_PID,
+    KERN_PROC_RGID,
+    KERN_PROC_RUID,
+    KERN_PROC_SESSION,
+)
+from kvm_dbg.kvm.descriptor import Kvm
 from kvm_dbg.kvm.fill import fill_lwp, fill_proc2
 from kvm_dbg.rsp.target import Target
 from tests.shared import shared_data, unpack
@@ -137,6 +145,24 @@ def test_what_libkvm_has_wrong_is_that_of_the_running_system(dump: Dump, process
     assert compared == len(processes) - 1  # all but reboot
 
 
+def test_filters_keep_what_the_running_system_says(dump: Dump) -> None:
+    """The genuine libkvm returns everything for sessions and groups on a dead kernel, and nothing true for PID 0."""
+    kvm = Kvm(dump.kernel)
+    expected = {int(line["p_pid"]): line for line in dump.lines("libkvm-live.txt", "PROC2")}
+    for op, name, arguments in (
+        (KERN_PROC_SESSION, "p_sid", (1, 2, 17)),
+        (KERN_PROC_GID, "p_gid", (0, 1001)),
+        (KERN_PROC_RGID, "p_rgid", (0, 1001, 1002)),
+        (KERN_PROC_RUID, "p_ruid", (0, 1001, 1002)),
+        (KERN_PROC_PID, "p_pid", (0, 13)),
+    ):
+        for argument in arguments:
+            found = {process.pid for process in kvm.processes(op, argument)} - {99}  # reboot came later
+            assert found == {
+                pid for pid, line in expected.items() if int(line[name]) == argument and line["p_comm"] != '"kvmtool"'
+            }
+
+
 def test_lwps_are_those_of_libkvm(dump: Dump) -> None:
     lwps = {(lwp.pid, lwp.lid): lwp for lwp in system_of(dump.kernel).for_each_lwp(dump.kernel)}
     lines = dump.lines("libkvm-dead.txt", "LWP")
@@ -235,7 +261,7 @@ def test_the_log_is_that_of_dmesg(dump: Dump) -> None:
 
 def test_files_are_those_of_fstat(dump: Dump) -> None:
     """Descriptors, kinds and ways of access of all, the sizes of files; what fstat calls `wd` is no descriptor."""
-    expected = {}
+    expected: dict[tuple[int, int], tuple[str, str, int | None]] = {}
     for line in (dump.truth / "fstat-dead.txt").read_text().splitlines()[1:]:
         words = line.split()
         pid, fd = int(words[2]), words[3]
@@ -315,7 +341,7 @@ def test_a_list_that_loops_is_told_after_what_was_found(dump: Dump) -> None:
     space = system_of(kernel).kernel_space(kernel)
     third = [process.address for process in system_of(kernel).for_each_process(kernel)][-3]
     write_memory(kernel, space, third, struct.pack("<Q", third))  # p_list.le_next is the first member
-    found = []
+    found: list[int] = []
     with pytest.raises(CorruptError, match="loops"):
         found.extend(process.pid for process in system_of(kernel).for_each_process(kernel))
     assert [check.grade for check in system_of(kernel).for_each_check(kernel, "procs")].count("suspect") >= 1
