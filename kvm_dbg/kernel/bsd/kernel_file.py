@@ -7,7 +7,8 @@ built it, and where; "FreeBSD 14.1-RELEASE ..."). A kernel's build-id is a note 
 from __future__ import annotations
 
 from kvm_dbg.debuginfo.base import TypeTable
-from kvm_dbg.elf import ET_REL, NT_GNU_BUILD_ID, SHT_NOBITS, SHT_NOTE, ElfFile, for_each_note
+from kvm_dbg.debuginfo.kernel_types import open_kernel_types
+from kvm_dbg.elf import ET_REL, NT_GNU_BUILD_ID, SHT_NOTE, ElfFile, for_each_note
 from kvm_dbg.errors import FormatError, KernelMismatchError, ReadError, UnknownFormatError, UnsupportedError
 from kvm_dbg.index import Index
 from kvm_dbg.kernel.linux.layout import decode_text
@@ -40,23 +41,17 @@ def open_symbols(path: str, index_directory: str | None) -> ElfSymbolTable:
 
 
 def open_types(elf: ElfFile, layout: str | None, index_directory: str | None, untyped: tuple[str, ...]) -> TypeTable:
-    """Return types: DWARF of the kernel file, else those of the layout file.
+    """Return the types of the kernel file or its debug file, else those of the layout file.
 
     untyped: the commands that answer without any.
 
     Raises:
         UnsupportedError: there are none.
-        FileAccessError, FormatError: the layout file cannot be used.
+        FileAccessError, FormatError, KernelMismatchError: the layout file cannot be used.
     """
-    section = elf.find_section(".debug_info")
-    if section is not None and section.type != SHT_NOBITS:
-        from kvm_dbg.debuginfo.dwarf import DwarfTypes
-
-        return DwarfTypes(elf, index=_index(elf, index_directory))
-    if layout is not None:
-        from kvm_dbg.debuginfo.layout import open_layout
-
-        return open_layout(layout)
+    found = open_kernel_types(elf, layout=layout, index=_index(elf, index_directory))
+    if found is not None:
+        return found
     raise UnsupportedError(
         f"{elf.path} without types",
         "name the kernel file that has debug information, or a layout file made from it: --layout FILE"
