@@ -128,8 +128,9 @@ class Kvm:
         if server.ready.get("problem"):
             warn(server.ready["problem"])
         warn(
-            "{}: Linux {}, {}, slide {}".format(
-                ", ".join(server.ready["images"]), server.ready["release"], server.ready["arch"], server.ready["slide"]
+            "{}: {} {}, {}, slide {}".format(
+                ", ".join(server.ready["images"]),
+                *(server.ready[name] for name in ("system", "release", "arch", "slide")),
             )
         )
 

@@ -22,7 +22,7 @@ def shared_data(name: str) -> Path:
     """Return the folder `name` of the data ("netbsd", ...); the test is skipped where it is missing."""
     folder = FOLDER / "data" / name
     if not folder.is_dir():
-        pytest.skip(f"{folder} is missing: put the data there, or name its parent's parent in {VARIABLE}")
+        pytest.skip(f"{folder} is missing: put it there, or name the folder that has data/ in {VARIABLE}")
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from kvm_dbg.commands.base import Cell, Column, Command, Table
 from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
-from kvm_dbg.kernel.base import Lwp, sum_times
+from kvm_dbg.kernel.base import Lwp
 
 COLUMNS = (
     Column("PID", "number"),
@@ -54,7 +54,7 @@ class Lwps(Command):
                 lwp.cpu,
                 lwp.on_cpu,
                 lwp.priority,
-                sum_times(lwp.user_time, lwp.system_time),
+                lwp.time,
                 lwp.wait_channel,
                 lwp.name,
                 lwp.address,

@@ -10,7 +10,7 @@ from kvm_dbg.commands.base import Cell, Column, Command, Table
 from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
 from kvm_dbg.errors import KvmDbgError
-from kvm_dbg.kernel.base import Lwp, Process, sum_times
+from kvm_dbg.kernel.base import Lwp, Process
 
 COLUMNS = (
     Column("PID", "number"),
@@ -39,7 +39,7 @@ COLUMNS = (
     Column("UNREAD", "list", "fields whose memory is not in the image", extra=True),
 )
 THREAD_COLUMNS = (COLUMNS[0], Column("LWP", "number", "thread id"), *COLUMNS[1:])
-LETTERS = "RSDTtZXIWP"
+LETTERS = "RSDTtZXIWPOUL"
 
 
 class Procs(Command):
@@ -121,7 +121,7 @@ def process_row(process: Process, lwp: Lwp | None = None, depth: int = 0) -> lis
         one.state + process.flags,
         one.cpu,
         kibibytes(process.rss),
-        sum_times(one.user_time, one.system_time),
+        one.time,
         process.tty,
         "  " * depth + (f"[{name}]" if process.kernel_thread else name),
         one.address,

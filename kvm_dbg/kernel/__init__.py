@@ -119,7 +119,55 @@ class _Linux:
         return LINUX
 
 
-SYSTEMS: tuple[System, ...] = (_Linux(),)
+class _NetBSD:
+    """NetBSD."""
+
+    name = "NetBSD"
+
+    def identify(self, image: MemoryImage, progress: Progress | None) -> list[Identity]:  # noqa: ARG002 - it is quick
+        from kvm_dbg.arch.x86_64 import X86_64
+        from kvm_dbg.kernel.netbsd.boot import find_boots
+
+        return [
+            Identity(
+                self.name,
+                X86_64.name,
+                boot.release,
+                boot.version,
+                boot.paging,
+                0,
+                None,
+                boot.verified,
+                boot.describe(),
+            )
+            for boot in find_boots(image)
+        ]
+
+    def open(self, image: MemoryImage, path: str | None, options: KernelOptions) -> Kernel:
+        from kvm_dbg.kernel.netbsd.kernel import open_netbsd
+
+        return open_netbsd(
+            image,
+            path,
+            candidate=options.candidate,
+            index_directory=options.index_directory,
+            search=options.search,
+            force=options.force,
+            layout=options.layout,
+        )
+
+    def owns(self, kernel: Kernel) -> bool:
+        from kvm_dbg.kernel.netbsd.kernel import NetbsdKernel
+
+        return isinstance(kernel, NetbsdKernel)
+
+    def room(self) -> OperatingSystem:
+        from kvm_dbg.kernel.netbsd import NETBSD
+
+        return NETBSD
+
+
+SYSTEMS: tuple[System, ...] = (_Linux(), _NetBSD())
 
 
 def _systems_for(image: MemoryImage, path: str | None) -> tuple[System, ...]:

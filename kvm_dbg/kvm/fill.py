@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kvm_dbg.kernel.base import Lwp, OpenFile, Process, sum_times
+from dataclasses import replace
+
+from kvm_dbg.kernel.base import Lwp, OpenFile, Process
 from kvm_dbg.kvm import constant
 from kvm_dbg.kvm.record import KinfoFile, KinfoLwp, KinfoProc, KinfoProc2, KpEproc, KpProc, Pcred, Ucred
 
@@ -12,14 +14,14 @@ def fill_proc2(process: Process, page_size: int) -> KinfoProc2:
     run_time, user, system, start = map(
         split_seconds,
         (
-            sum_times(process.user_time, process.system_time),
+            process.time,
             process.user_time,
             process.system_time,
             process.start_time,
         ),
     )
     groups = known_groups(process)
-    return KinfoProc2(
+    record = KinfoProc2(
         p_paddr=process.address,
         p_eflag=extra_flags(process),
         p_flag=flags(process),
@@ -58,6 +60,7 @@ def fill_proc2(process: Process, page_size: int) -> KinfoProc2:
         p_svgid=process.svgid,
         p_vm_vsize=None if process.vsize is None else process.vsize // page_size,
     )
+    return replace(record, **process.kinfo)
 
 
 def fill_proc(process: Process) -> KinfoProc:
@@ -93,8 +96,8 @@ def fill_proc(process: Process) -> KinfoProc:
 
 def fill_lwp(lwp: Lwp) -> KinfoLwp:
     """Return a thread as struct kinfo_lwp."""
-    seconds, microseconds = split_seconds(sum_times(lwp.user_time, lwp.system_time))
-    return KinfoLwp(
+    seconds, microseconds = split_seconds(lwp.time)
+    record = KinfoLwp(
         l_laddr=lwp.address,
         l_lid=lwp.lid,
         l_flag=constant.L_SYSTEM if lwp.kernel_thread else 0,
@@ -108,6 +111,7 @@ def fill_lwp(lwp: Lwp) -> KinfoLwp:
         l_pid=lwp.pid,
         l_name=lwp.name,
     )
+    return replace(record, **lwp.kinfo)
 
 
 def fill_file(file: OpenFile, *, by_pid: bool) -> KinfoFile:

@@ -133,6 +133,7 @@ def facts_of(session: Session, debugger: DebuggerSession) -> dict[str, object]:
     vmlinux = getattr(kernel, "vmlinux_path", None)
     return {
         "pid": os.getpid(),
+        "system": session.system.name,
         "release": getattr(kernel, "release", None),
         "arch": kernel.arch.name,
         "triple": debugger.target.description.triple,

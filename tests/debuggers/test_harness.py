@@ -14,7 +14,7 @@ from tests.debuggers.child import ChildTimeoutError, Dialogue, run
 from tests.debuggers.debugger import ROOT, Debugger, Found, Missing, cache_directory, clean_environment, find, of_kind
 from tests.debuggers.driver import Gdb
 
-SUITE = '''
+SUITE = """
 import os, time
 import pytest
 
@@ -65,7 +65,7 @@ def test_quits():
 
 def test_after_a_quit():
     pass
-'''
+"""
 
 
 class Run(NamedTuple):

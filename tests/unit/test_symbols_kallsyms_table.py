@@ -119,9 +119,9 @@ def test_the_index_gives_the_same(tmp_path: Path) -> None:
     index = Index(tmp_path, b"id")
     first = read_kallsyms(memory, places, KNOWN, index=index)
     assert list(tmp_path.rglob("*.index"))
-    memory.parts[places.names] = b"\xff" * (places.token_table - places.names) + memory.parts[places.names][
-        places.token_table - places.names :
-    ]
+    memory.parts[places.names] = (
+        b"\xff" * (places.token_table - places.names) + memory.parts[places.names][places.token_table - places.names :]
+    )
     assert list(read_kallsyms(memory, places, KNOWN, index=index).for_each()) == list(first.for_each())
     with pytest.raises(CorruptError):
         read_kallsyms(memory, places, KNOWN)

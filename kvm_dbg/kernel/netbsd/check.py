@@ -1,0 +1,142 @@
+"""What an image says of itself twice: independent structures compared, command by command.
+
+Sources: sys/kern/kern_proc.c (`nprocs` counts all processes but zombies that are gone; p_nlwps; a child's p_pptr),
+sys/arch/amd64/amd64/machdep.c (`dumpmag` is 0x8fca0101 in every dump), sys/kern/kern_synch.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvm_dbg.errors import CorruptError, FormatError, KvmDbgError
+from kvm_dbg.kernel.base import Check
+from kvm_dbg.kernel.bsd.loadavg import read_load_average
+from kvm_dbg.kernel.linux.layout import read_number
+from kvm_dbg.kernel.netbsd.cpu import read_current_lwps
+from kvm_dbg.kernel.netbsd.log import for_each_log_record
+from kvm_dbg.kernel.netbsd.proc import find_proc, read_count, read_lwps, read_procs
+
+if TYPE_CHECKING:
+    from kvm_dbg.kernel.base import Kernel
+
+Finding = tuple[str, str]  # grade, text
+
+DUMPMAG = 0x8FCA0101
+MAX_LOAD = 10_000
+PROCESSES = ("procs", "lwps", "args", "env", "files", "vm", "bt")
+
+
+class Subject(NamedTuple):
+    """One comparison, and the commands whose data it is about."""
+
+    title: str
+    commands: tuple[str, ...]
+    look: Callable[[Kernel], Iterator[Finding]]
+
+
+def _check_magic(kernel: Kernel) -> Iterator[Finding]:
+    found = read_number(kernel, kernel.symbols.address("dumpmag"), 4)
+    if found == DUMPMAG:
+        yield "ok", f"dumpmag is {DUMPMAG:#x}"
+    else:
+        yield "suspect", f"dumpmag is {found:#x}, not {DUMPMAG:#x}: symbols do not fit, or savecore has cleared it"
+
+
+def _check_count(kernel: Kernel) -> Iterator[Finding]:
+    procs, failure = read_procs(kernel)
+    count = read_count(kernel)
+    if failure is not None:
+        raise failure
+    if count == len(procs):
+        yield "ok", f"nprocs and the lists say {count} processes"
+    else:
+        yield "suspect", f"nprocs says {count} processes, the lists have {len(procs)}"
+
+
+def _check_lwps(kernel: Kernel) -> Iterator[Finding]:
+    total = 0
+    for proc in read_procs(kernel)[0]:
+        lwps, failure = read_lwps(kernel, proc)
+        if failure is not None:
+            raise failure
+        total += len(lwps)
+        if len(lwps) != proc["nlwps"]:
+            yield "suspect", f"process {proc['pid']} has {len(lwps)} LWPs and counts {proc['nlwps']}"
+            return
+    yield "ok", f"the processes' own counts and their lists say {total} LWPs"
+
+
+def _check_parents(kernel: Kernel) -> Iterator[Finding]:
+    procs, _ = read_procs(kernel)
+    known = {proc.address for proc in procs}
+    lost = [str(proc["pid"]) for proc in procs if proc["parent"] and proc["parent"] not in known]
+    if lost:
+        yield "suspect", f"the parents of {', '.join(lost[:8])} are in no list"
+    else:
+        yield "ok", f"the parents of {len(procs)} processes are in the lists"
+
+
+def _check_current(kernel: Kernel) -> Iterator[Finding]:
+    current = read_current_lwps(kernel)
+    lost = [str(cpu) for cpu, lwp in current.items() if find_proc(kernel, lwp) is None]
+    if lost:
+        yield "suspect", f"what runs on CPU {', '.join(lost)} is in no list"
+    else:
+        yield "ok", f"what {len(current)} CPUs run is in the lists"
+
+
+def _check_log(kernel: Kernel) -> Iterator[Finding]:
+    count = sum(1 for _ in for_each_log_record(kernel))
+    yield ("ok", f"{count} lines behind the buffer's magic") if count else ("partial", "the log is empty")
+
+
+def _check_load(kernel: Kernel) -> Iterator[Finding]:
+    load = read_load_average(kernel)
+    values = (load.one, load.five, load.fifteen)
+    grade = "ok" if max(values) < MAX_LOAD else "suspect"
+    yield grade, "load averages " + ", ".join(f"{value:.2f}" for value in values)
+
+
+def _check_release(kernel: Kernel) -> Iterator[Finding]:
+    release = str(getattr(kernel, "release", ""))
+    found = kernel.read(kernel.symbols.address("osrelease"), len(release) + 1)
+    if found == release.encode() + b"\0":
+        yield "ok", f"version and osrelease say {release}"
+    else:
+        yield "suspect", f"version says {release}, osrelease {found!r}"
+
+
+SUBJECTS: tuple[Subject, ...] = (
+    Subject("symbols and the dump's magic", (*PROCESSES, "log", "loadavg", "sys", "nlist"), _check_magic),
+    Subject("processes and the kernel's count of them", PROCESSES, _check_count),
+    Subject("LWPs and their counts", ("procs", "lwps", "bt"), _check_lwps),
+    Subject("processes and their parents", ("procs",), _check_parents),
+    Subject("CPUs and LWPs", ("lwps", "bt"), _check_current),
+    Subject("the log's header", ("log",), _check_log),
+    Subject("the load averages' range", ("loadavg",), _check_load),
+    Subject("the release's two places", ("sys",), _check_release),
+)
+
+
+def for_each_check(kernel: Kernel, command: str | None = None) -> Iterator[Check]:
+    """Yield the findings for every command, or for one; a look that several commands share is taken once."""
+    for subject in SUBJECTS:
+        commands = subject.commands if command is None else tuple(name for name in subject.commands if name == command)
+        if not commands:
+            continue
+        for grade, text in _look(kernel, subject):
+            for name in commands:
+                yield Check(name, subject.title, grade, text)
+
+
+def _look(kernel: Kernel, subject: Subject) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        for finding in subject.look(kernel):
+            findings.append(finding)  # one by one: those before an error count
+    except (CorruptError, FormatError) as error:
+        findings.append(("suspect", str(error)))
+    except KvmDbgError as error:  # missing pages, symbols, types: it cannot be looked at
+        findings.append(("partial", str(error)))
+    return findings
