@@ -49,7 +49,7 @@ class DebuggerFiles:
         return None if data is None else self._write("entry-code", [data])
 
     def make_symbols(
-        self, session: Session, without: Collection[str] = (), *, parameter_names: bool = False
+        self, session: Session, without: Collection[str] = (), *, for_lldb: bool = False
     ) -> dict[str, object]:
         """Return what an adapter needs to know of the made files.
 
@@ -60,7 +60,7 @@ class DebuggerFiles:
         Args:
             session: with an open image.
             without: modules whose symbols the debugger has already.
-            parameter_names: for lldb, see `kernel_file.dwarf.make_dwarf`.
+            for_lldb: see `kernel_file.make_kernel_file`.
 
         Raises:
             FileAccessError: a file cannot be written.
@@ -72,8 +72,8 @@ class DebuggerFiles:
         temporary: list[str] = []
         file = None
         if getattr(session.kernel, "vmlinux_path", None) is None:
-            file = self._kernel_file(session, temporary, problems, parameter_names)
-        made = make_kernel_file(session.kernel, session.system, own=False, without=without)
+            file = self._kernel_file(session, temporary, problems, for_lldb)
+        made = make_kernel_file(session.kernel, session.system, own=False, without=without, for_lldb=for_lldb)
         problems += made.problems
         modules = self._write("modules", made.pieces)
         temporary.append(modules)
@@ -85,22 +85,20 @@ class DebuggerFiles:
             "problems": problems,
         }
 
-    def _kernel_file(self, session: Session, temporary: list[str], problems: list[str], parameter_names: bool) -> str:
+    def _kernel_file(self, session: Session, temporary: list[str], problems: list[str], for_lldb: bool) -> str:
         from kvm_dbg.kernel_file import LAYOUT, make_kernel_file
 
         build_id = getattr(session.kernel, "build_id", None)
         kept: Path | None = None
         if session.index_directory is not None and build_id:
-            kind = "made-named" if parameter_names else "made"
+            kind = "made-lldb" if for_lldb else "made"
             kept = Path(session.index_directory) / build_id / f"{kind}-{LAYOUT}.elf"
             if is_whole(kept, build_id):
                 return str(kept)
         slide = getattr(session.kernel, "slide", None) or 0
         if session.progress is not None:
             session.progress("making a kernel file")
-        made = make_kernel_file(
-            session.kernel, session.system, slide=slide, modules=False, parameter_names=parameter_names
-        )
+        made = make_kernel_file(session.kernel, session.system, slide=slide, modules=False, for_lldb=for_lldb)
         problems += made.problems
         if kept is not None and not made.problems:  # another image of this build may have what this one lacks
             with contextlib.suppress(FileAccessError):
