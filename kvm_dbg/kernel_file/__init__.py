@@ -19,7 +19,7 @@ offset in the per-CPU area, unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +31,7 @@ from kvm_dbg.kernel_file.symbol import FUNCTIONS, join, make_symbols
 from kvm_dbg.symbols.kallsyms import JoinedSymbols
 
 if TYPE_CHECKING:
+    from kvm_dbg.debuginfo.btf import BtfTypes
     from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem, UnwindTable
     from kvm_dbg.symbols.base import SymbolColumns
 
@@ -60,6 +61,7 @@ def make_kernel_file(
     modules: bool = True,
     without: Collection[str] = (),
     types: bool = True,
+    module_types: Mapping[str, BtfTypes] | None = None,
     for_lldb: bool = False,
 ) -> MadeFile:
     """Return a file for debuggers.
@@ -72,6 +74,7 @@ def make_kernel_file(
         modules: with those of its modules.
         without: modules whose symbols a debugger has from elsewhere; it gets their unwind rules all the same.
         types: with debug information made from BTF; only with the kernel's own part.
+        module_types: of modules, to be in it besides: see `debug_info.read_module_types`.
         for_lldb: functions' parameters have their names in it (see `dwarf.make_dwarf`), and each function has one
             entry of unwind rules (see `frame.make_debug_frame`).
 
@@ -118,7 +121,14 @@ def make_kernel_file(
         from kvm_dbg.kernel_file.debug_info import make_debug_sections
 
         made = make_debug_sections(
-            kernel, system, areas, slide, modules=modules, parameter_names=for_lldb, problems=problems
+            kernel,
+            system,
+            areas,
+            slide,
+            modules=modules,
+            module_types=module_types or {},
+            parameter_names=for_lldb,
+            problems=problems,
         )
         sections += [Section(name, SHT_PROGBITS, data) for name, data in made.items()]
     sections += placed.sections
