@@ -76,7 +76,7 @@ def find_symbols(server: Server) -> Symbols | None:
 def _find_made(server: Server) -> Symbols | None:
     """Return the files that are made from the image, None if they cannot be; what is missing is said."""
     try:
-        made = server.ask({"symbols": True, "parameter_names": True})
+        made = server.ask({"symbols": True, "for_lldb": True})
     except ServerError as error:
         warn(f"no vmlinux was found, and no symbols could be made from the image: {error}")
         return None

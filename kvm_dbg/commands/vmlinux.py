@@ -17,11 +17,11 @@ COLUMNS = (
     Column("SLIDE", "address", "that the kernel's addresses in the file are without"),
     Column("REMARKS", "lines", "what is missing"),
 )
-DESCRIPTION = """The file has the symbols of the kernel and its modules (from kallsyms), unwind rules (from ORC) and the
-build-id, at the addresses that they had in the image: `gdb FILE`, connected to whatever has this memory, needs no
-offset. It has no text; a debugger reads that from its target. With --link-time it has the kernel's part alone, at the
-addresses that the linker gave it: this serves every image of the same build, wherever the kernel was placed, and can
-be named in the place of its vmlinux."""
+DESCRIPTION = """The file has the symbols of the kernel and its modules (from kallsyms), types (from BTF), unwind rules
+(from ORC) and the build-id, at the addresses that they had in the image: `gdb FILE`, connected to whatever has this
+memory, needs no offset. It has no text; a debugger reads that from its target. With --link-time it has the kernel's
+part alone, at the addresses that the linker gave it: this serves every image of the same build, wherever the kernel was
+placed, and can be named in the place of its vmlinux."""
 
 
 class Vmlinux(Command):
@@ -39,13 +39,16 @@ class Vmlinux(Command):
 
     def run(self, session: Session, args: Any) -> Table:
         from kvm_dbg.kernel_file import make_kernel_file
+        from kvm_dbg.kernel_file.debug_info import read_module_types
 
         kernel = session.kernel
         slide = (getattr(kernel, "slide", None) or 0) if args.link_time else 0
         with new_file(args.file) as file:
             if session.progress is not None:
                 session.progress("making a kernel file")
-            made = make_kernel_file(kernel, session.system, slide=slide, modules=not args.link_time)
+            problems: list[str] = []
+            types = {} if args.link_time else read_module_types(kernel, session.system, problems)
+            made = make_kernel_file(kernel, session.system, slide=slide, modules=not args.link_time, module_types=types)
             file.writelines(made.pieces)
-        row = (args.file, made.size, made.symbols, made.modules, slide, list(made.problems))
+        row = (args.file, made.size, made.symbols, made.modules, slide, [*made.problems, *problems])
         return Table(COLUMNS, [row], single=True)

@@ -545,7 +545,8 @@ class OperatingSystem(Protocol):
     def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
         """Yield (name, types of its own) of each module that has such; `types` are the kernel's.
 
-        Modules whose types cannot be read are passed over.
+        Modules whose types cannot be read are passed over. Raises KvmDbgError if not all modules can be listed; those
+        before have been yielded.
         """
 
     def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:

@@ -1,7 +1,7 @@
 """A file for debuggers, made from the image itself: an ELF file that stands in for a vmlinux that nobody has.
 
     symbol.py       the symbol table: kallsyms, of the kernel and of its modules
-    frame.py        unwind rules (.debug_frame): ORC, said in DWARF
+    frame.py        unwind rules (.debug_frame): ORC, said in DWARF by frame_rule.py
     debug_info.py   what of types, functions and variables the image knows
     dwarf.py        their DWARF, made from BTF: .debug_info, .debug_abbrev, .debug_str (dwarf_*.py: its parts)
     declaration.py  the types of variables, which BTF lacks
@@ -19,21 +19,23 @@ offset in the per-CPU area, unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.elf import SHT_PROGBITS
 from kvm_dbg.errors import KvmDbgError, UnsupportedError
 from kvm_dbg.kernel_file import frame
 from kvm_dbg.kernel_file.elf_writer import Section, build_id_section, memory_section, write_elf
-from kvm_dbg.kernel_file.symbol import join, make_symbols
+from kvm_dbg.kernel_file.symbol import FUNCTIONS, join, make_symbols
 from kvm_dbg.symbols.kallsyms import JoinedSymbols
 
 if TYPE_CHECKING:
+    from kvm_dbg.debuginfo.btf import BtfTypes
     from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem, UnwindTable
     from kvm_dbg.symbols.base import SymbolColumns
 
-LAYOUT = 3  # of what is kept in caches: raise it when what is made changes
+LAYOUT = 4  # of what is kept in caches: raise it when what is made changes
 
 
 class MadeFile(NamedTuple):
@@ -59,7 +61,8 @@ def make_kernel_file(
     modules: bool = True,
     without: Collection[str] = (),
     types: bool = True,
-    parameter_names: bool = False,
+    module_types: Mapping[str, BtfTypes] | None = None,
+    for_lldb: bool = False,
 ) -> MadeFile:
     """Return a file for debuggers.
 
@@ -71,7 +74,9 @@ def make_kernel_file(
         modules: with those of its modules.
         without: modules whose symbols a debugger has from elsewhere; it gets their unwind rules all the same.
         types: with debug information made from BTF; only with the kernel's own part.
-        parameter_names: functions' parameters have their names in it, see `dwarf.make_dwarf`.
+        module_types: of modules, to be in it besides: see `debug_info.read_module_types`.
+        for_lldb: functions' parameters have their names in it (see `dwarf.make_dwarf`), and each function has one
+            entry of unwind rules (see `frame.make_debug_frame`).
 
     Raises:
         UnsupportedError: the processor is none of 64 bits, little-endian.
@@ -108,15 +113,22 @@ def make_kernel_file(
     if own and build_id:
         sections.append(build_id_section(bytes.fromhex(build_id)))
     if arch.elf_machine == frame.MACHINE:
-        edges = _odd_functions(joined) if parameter_names else ()
-        rules = frame.make_debug_frame(tables, slide, user=not slide, edges=edges)
+        functions = _find_functions(joined) if for_lldb else []
+        rules = frame.make_debug_frame(tables, slide, user=not slide, functions=functions)
         if rules:
             sections.append(Section(".debug_frame", SHT_PROGBITS, rules, align=8))
     if own and types:
         from kvm_dbg.kernel_file.debug_info import make_debug_sections
 
         made = make_debug_sections(
-            kernel, system, areas, slide, modules=modules, parameter_names=parameter_names, problems=problems
+            kernel,
+            system,
+            areas,
+            slide,
+            modules=modules,
+            module_types=module_types or {},
+            parameter_names=for_lldb,
+            problems=problems,
         )
         sections += [Section(name, SHT_PROGBITS, data) for name, data in made.items()]
     sections += placed.sections
@@ -125,13 +137,9 @@ def make_kernel_file(
     )
 
 
-def _odd_functions(symbols: SymbolColumns) -> list[int]:
-    """Return the addresses of functions that are not aligned: parts of others (.cold), and assembly."""
-    return [
-        address
-        for address, letter in zip(symbols.addresses, symbols.letters, strict=True)
-        if address % frame.FUNCTION_ALIGN and letter in b"tTwW"
-    ]
+def _find_functions(symbols: SymbolColumns) -> list[int]:
+    """Return where functions begin, ascending."""
+    return sorted(set(compress(symbols.addresses, map(FUNCTIONS.__contains__, map(chr, symbols.letters)))))
 
 
 def _section_of(area: Area, slide: int) -> Section:

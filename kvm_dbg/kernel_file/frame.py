@@ -14,80 +14,39 @@ frame is below: the unwinder has gone astray. It has not where interrupts have s
 interrupts, or may be on another stack than its caller, is marked as compilers mark a signal's frame (augmentation "S",
 Linux Standard Base, .eh_frame). gdb shows `<signal handler called>` for it.
 
-Facts: DWARF 5 section 6.4 and figure "Register rule instructions" for the encoding (CIE version 1, as in DWARF 2);
-System V ABI for x86-64, figure 3.36, for register numbers, 3.4 for registers that a function preserves;
-arch/x86/include/asm/ptrace.h for struct pt_regs.
+lldb looks an entry up by where a function begins, and takes no other for the rest of it: for lldb there is one entry
+for each function. Code that interrupts, or that nobody called, has none then: lldb takes the rules of another section
+for it (see `kvm_dbg.rsp.lldb_module`).
 """
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import chain, compress, pairwise
 from operator import sub
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvm_dbg.elf import SHT_PROGBITS
-from kvm_dbg.kernel.base import UnwindTable
+from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.elf_writer import Section, memory_section, write_elf
-from kvm_dbg.kernel_file.leb128 import encode_signed, encode_unsigned
+from kvm_dbg.kernel_file.frame_rule import (
+    AT_CALL,
+    Rule,
+    encode_advance,
+    encode_change,
+    encode_cie,
+    encode_entry,
+    expressible,
+    stop,
+)
 
-DWARF_NUMBERS = {
-    "rax": 0,
-    "rdx": 1,
-    "rcx": 2,
-    "rbx": 3,
-    "rsi": 4,
-    "rdi": 5,
-    "rbp": 6,
-    "rsp": 7,
-    **{f"r{number}": number for number in range(8, 16)},
-    "rip": 16,
-}
-PT_REGS = {  # offsets in bytes
-    "r15": 0,
-    "r14": 8,
-    "r13": 16,
-    "r12": 24,
-    "rbp": 32,
-    "rbx": 40,
-    "r11": 48,
-    "r10": 56,
-    "r9": 64,
-    "r8": 72,
-    "rax": 80,
-    "rcx": 88,
-    "rdx": 96,
-    "rsi": 104,
-    "rdi": 112,
-    "rip": 128,
-    "rsp": 152,
-}
-INTERRUPT_FRAME = {"rip": 0, "rsp": 24}  # offsets in bytes from where the processor's own frame starts
-PRESERVED = ("rbx", "r12", "r13", "r14", "r15")  # by every function; rbp has a rule in each row
 USER_START, USER_END = 0x1000, 0x7FFF_FFFF_E000  # a backtrace ends at the first user frame
 WORD = (1 << 64) - 1
 MACHINE = 62  # EM_X86_64
-
-DATA_ALIGN = -8
-CFA_ADVANCE_LOC = 0x40
-CFA_OFFSET = 0x80
-CFA_RESTORE = 0xC0
-CFA_ADVANCE_LOC1, CFA_ADVANCE_LOC2, CFA_ADVANCE_LOC4 = 0x02, 0x03, 0x04
-CFA_UNDEFINED, CFA_SAME_VALUE = 0x07, 0x08
-CFA_DEF, CFA_DEF_OFFSET, CFA_DEF_EXPRESSION = 0x0C, 0x0E, 0x0F
-CFA_EXPRESSION, CFA_OFFSET_SF, CFA_DEF_SF = 0x10, 0x11, 0x12
-OP_DEREF, OP_CONSTS, OP_PLUS, OP_BREG0 = 0x06, 0x11, 0x22, 0x70
-
 FUNCTION_ALIGN = 16  # bytes; where the kernel's functions are no better aligned, entries only get longer
 MAX_ENTRY_ROWS = 1 << 12  # a debugger runs through all rows of an entry up to the one that it wants
-ENTRY_HEAD = struct.Struct("<IIQQ")
-NOPS = bytes(8)  # DW_CFA_nop
-NO_AUGMENTATION = bytes((0,))  # its length
-
-Rule = tuple[str, str, int, str, int]  # an UnwindRow without its addresses
-AT_CALL: Rule = ("call", "rsp", 8, "", 0)  # what holds at a function's first instruction, and in the CIE
+ODD = ("regs", "partial", "end")  # kinds of rows in code that interrupts its caller, or that nobody called
 
 
 def make_debug_frame(
@@ -96,7 +55,7 @@ def make_debug_frame(
     *,
     user: bool = True,
     inlined: bool = False,
-    edges: Iterable[int] = (),
+    functions: Sequence[int] = (),
 ) -> bytes:
     """Return .debug_frame with the tables' rules, b"" if there are none.
 
@@ -104,16 +63,17 @@ def make_debug_frame(
         tables: of x86-64.
         slide: what is subtracted from their addresses.
         user: with a rule that ends a backtrace at the first frame of a user's code, in a file that is not slid.
-        edges: more addresses at which entries shall begin: lldb 19 counts an entry's instructions from where the
-            function begins.
         inlined: the debugger knows of inlined functions in those that switch the stack, which need no mark then.
+        functions: where each function begins, ascending, for one entry for each that is not odd.
     """
-    plain, signal = _cie(b""), _cie(b"zS")
+    plain, signal = encode_cie(b""), encode_cie(b"zS")
     encoder = _Encoder(len(plain), inlined=inlined)
-    begins = list(edges)
-    entries = [entry for table in tables if table.rules for entry in encoder.entries(table, slide, begins)]
+    entries: list[bytes] = []
+    for table in tables:
+        if table.rules:
+            entries += encoder.entries(table, slide, functions)
     if user:
-        entries.append(_entry(USER_START, USER_END - USER_START, _stop()))
+        entries.append(encode_entry(USER_START, USER_END - USER_START, stop()))
     return plain + signal + b"".join(entries) if entries else b""
 
 
@@ -131,6 +91,40 @@ def make_frame_file(tables: Iterable[UnwindTable]) -> bytes | None:
     return b"".join(write_elf(sections, MACHINE))
 
 
+class ByFunction(NamedTuple):
+    """A table with a row at the beginning of each function.
+
+    cuts: the numbers of these rows, and 0, ascending. odd: those of functions that interrupt or that nobody called.
+    """
+
+    table: UnwindTable
+    cuts: list[int]
+    odd: set[int]
+
+    def for_each_odd(self) -> Iterator[list[UnwindRow]]:
+        """Yield the rows of each odd function."""
+        for first, last in pairwise([*self.cuts, len(self.table.starts)]):
+            if first in self.odd:
+                yield list(self.table.rows_of(first, last))
+
+
+def by_function(table: UnwindTable, functions: Sequence[int]) -> ByFunction:
+    """Return the rules by functions, whose ascending addresses are given; the last row of one may go on in the next."""
+    starts, rules = table.starts, dict(zip(table.starts, table.rules, strict=True))
+    first, last = bisect_left(functions, starts[0]), bisect_left(functions, table.end)
+    begins = functions[first:last]
+    for address in begins:
+        if address not in rules:
+            rules[address] = table.rules[bisect_right(starts, address) - 1]
+    places = sorted(rules)
+    table = table._replace(starts=places, rules=list(map(rules.__getitem__, places)))
+    numbers = dict(zip(places, range(len(places)), strict=True))
+    cuts = sorted({0, *map(numbers.__getitem__, begins)})
+    kinds = {rule for rule in set(table.rules) if table.decode(rule).kind in ODD}
+    odd = compress(range(len(places)), map(kinds.__contains__, table.rules))
+    return ByFunction(table, cuts, {cuts[bisect_right(cuts, number) - 1] for number in odd})
+
+
 class _Encoder:
     """Turns rows into entries; what has been encoded once is known from then on."""
 
@@ -140,12 +134,17 @@ class _Encoder:
         self._rules: list[Rule] = [AT_CALL]
         self._numbers: dict[Rule, int] = {AT_CALL: 0}
         self._changes = _Known(lambda pair: encode_change(self._rules[pair[0]], self._rules[pair[1]]))
-        self._advances = _Known(_advance)
+        self._advances = _Known(encode_advance)
 
-    def entries(self, table: UnwindTable, slide: int, begins: Sequence[int]) -> list[bytes]:
-        """Return the entries for a table: about one for each function, one for each row that is no call's."""
+    def entries(self, table: UnwindTable, slide: int, functions: Sequence[int]) -> list[bytes]:
+        """Return the entries for a table: about one for each function, one for each row that is no call's.
+
+        With `functions`, exactly one for each of these that is not odd.
+        """
+        parts = by_function(table, functions) if functions else None
+        table = parts.table if parts is not None else table
         starts, rules = table.starts, table.rules
-        number_of = _Known(lambda rule: self._number(_expressible(table.decode(rule)[2:])))
+        number_of = _Known(lambda rule: self._number(expressible(table.decode(rule)[2:])))
         numbers: list[int] = list(map(number_of.__getitem__, rules))
         # Two pieces for each row but the first of an entry: the way to it, and what changes there.
         pieces: list[bytes] = [b""] * (2 * len(numbers))
@@ -153,16 +152,18 @@ class _Encoder:
         pieces[3::2] = map(self._changes.__getitem__, pairwise(numbers))
         called, switches = list(chain(*table.called)), list(chain(*table.switches))
         found = []
-        for first, last in pairwise([*self._cuts(starts, numbers, [*switches, *begins]), len(numbers)]):
+        cuts = parts.cuts if parts is not None else self._cuts(starts, numbers, switches)
+        without = parts.odd if parts is not None else ()
+        for first, last in pairwise([*cuts, len(numbers)]):
             start, stop = starts[first], starts[last] if last < len(starts) else table.end
-            if start < stop:
+            if start < stop and first not in without:
                 instructions = b"".join(pieces[2 * first + 2 : 2 * last])
                 body = self._changes[0, numbers[first]] + instructions
                 kind, base, *_ = self._rules[numbers[first]]
                 # After an odd number of their edges an address is inside of runs.
                 interrupts = kind in ("regs", "partial") and not bisect_right(called, start) & 1
                 signal = interrupts or (base == "[rsp]" and not self._inlined) or bisect_right(switches, start) & 1
-                found.append(_entry(start - slide & WORD, stop - start, body, self._signal if signal else 0))
+                found.append(encode_entry(start - slide & WORD, stop - start, body, self._signal if signal else 0))
         return found
 
     def _cuts(self, starts: Sequence[int], numbers: list[int], edges: Iterable[int]) -> list[int]:
@@ -204,127 +205,3 @@ class _Known(dict[Any, Any]):
     def __missing__(self, key: Hashable) -> Any:
         value = self[key] = self._make(key)
         return value
-
-
-def _expressible(rule: Rule) -> Rule:
-    """Return the rule, or that nothing is known where DWARF cannot say it or nobody knows what it means."""
-    kind, base, offset, frame_base, frame_offset = rule
-    if kind == "end":
-        return rule
-    known = base.strip("[]") in DWARF_NUMBERS and (kind == "call" or base in DWARF_NUMBERS)
-    if not known or offset % 8 or frame_offset % 8 or frame_base not in ("", "previous", "rbp"):
-        return ("undefined", "", 0, "", 0)
-    return rule
-
-
-def encode_change(old: Rule, new: Rule) -> bytes:
-    """Return the instructions that lead from the rules of a row to those of the next one in its entry.
-
-    A row that is no call's has an entry of its own: there is no way from it, and the way to it starts at AT_CALL.
-    """
-    if new[0] != "call":
-        return _alone(new)
-    if old[0] != "call":
-        return b""
-    _, base, offset, frame_base, frame_offset = new
-    if old[1:3] == new[1:3]:
-        define = b""
-    elif base.startswith("["):
-        define = _define_cfa_by_memory(base.strip("[]"), offset)
-    elif base == old[1] and offset >= 0:
-        define = bytes((CFA_DEF_OFFSET,)) + encode_unsigned(offset)
-    else:
-        define = _define_cfa(base, offset)
-    if old[3:] == new[3:]:
-        return define
-    if frame_base == "previous":
-        return define + _saved("rbp", frame_offset)
-    if frame_base == "rbp":
-        return define + _saved_at(frame_base, frame_offset)
-    return define + bytes((CFA_RESTORE | DWARF_NUMBERS["rbp"],))
-
-
-def _alone(rule: Rule) -> bytes:
-    """Return the instructions of a row that has an entry of its own."""
-    kind, base, offset, _, _ = rule
-    if kind == "regs":
-        return _define_cfa(base, offset) + b"".join([_saved(name, place) for name, place in PT_REGS.items()])
-    if kind == "partial":
-        rules = [_saved(name, place) for name, place in INTERRUPT_FRAME.items()]
-        rules += [_same(name) for name in PRESERVED]  # the entry code has not used them yet, or has put them back
-        return _define_cfa(base, offset) + b"".join(rules)
-    return _stop()
-
-
-def _stop() -> bytes:
-    """Return the rules of a frame that nobody called."""
-    return bytes((CFA_UNDEFINED, DWARF_NUMBERS["rip"]))
-
-
-def _define_cfa(register: str, offset: int) -> bytes:
-    number = bytes((DWARF_NUMBERS[register],))
-    if offset >= 0:
-        return bytes((CFA_DEF,)) + number + encode_unsigned(offset)
-    return bytes((CFA_DEF_SF,)) + number + encode_signed(offset // DATA_ALIGN)
-
-
-def _define_cfa_by_memory(register: str, offset: int) -> bytes:
-    """Return the rule for a stack that was switched: where the old stack pointer was put, and what is added.
-
-    ORC adds its offset to rsp's word after it was read, to rbp before (arch/x86/kernel/unwind_orc.c,
-    unwind_next_frame; since 87ccc826bf1c, 5.12, and not used with rsp before).
-    """
-    before, after = (0, offset) if register == "rsp" else (offset, 0)
-    number = DWARF_NUMBERS[register]
-    expression = (
-        bytes((OP_BREG0 + number,)) + encode_signed(before) + bytes((OP_DEREF, OP_CONSTS)) + encode_signed(after)
-    )
-    expression += bytes((OP_PLUS,))
-    return bytes((CFA_DEF_EXPRESSION,)) + encode_unsigned(len(expression)) + expression
-
-
-def _saved(register: str, offset: int) -> bytes:
-    """Return the rule "the caller's register is in memory, at CFA + offset"."""
-    number = DWARF_NUMBERS[register]
-    if offset <= 0:
-        return bytes((CFA_OFFSET | number,)) + encode_unsigned(offset // DATA_ALIGN)
-    return bytes((CFA_OFFSET_SF, number)) + encode_signed(offset // DATA_ALIGN)
-
-
-def _saved_at(register: str, offset: int) -> bytes:
-    """Return the rule "the caller's rbp is in memory, at this frame's register + offset"."""
-    expression = bytes((OP_BREG0 + DWARF_NUMBERS[register],)) + encode_signed(offset)
-    return bytes((CFA_EXPRESSION, DWARF_NUMBERS["rbp"])) + encode_unsigned(len(expression)) + expression
-
-
-def _same(register: str) -> bytes:
-    return bytes((CFA_SAME_VALUE, DWARF_NUMBERS[register]))
-
-
-def _advance(size: int) -> bytes:
-    if size < 1 << 6:
-        return bytes((CFA_ADVANCE_LOC | size,)) if size else b""
-    if size < 1 << 8:
-        return struct.pack("<BB", CFA_ADVANCE_LOC1, size)
-    if size < 1 << 16:
-        return struct.pack("<BH", CFA_ADVANCE_LOC2, size)
-    if size < 1 << 32:
-        return struct.pack("<BI", CFA_ADVANCE_LOC4, size)
-    return struct.pack("<BI", CFA_ADVANCE_LOC4, (1 << 32) - 1) + _advance(size - (1 << 32) + 1)
-
-
-def _cie(augmentation: bytes) -> bytes:
-    head = struct.pack("<IB", 0xFFFFFFFF, 1) + augmentation + b"\0" + encode_unsigned(1) + encode_signed(DATA_ALIGN)
-    rules = _define_cfa("rsp", 8) + _saved("rip", -8) + _same("rbp")
-    rules += b"".join([bytes((CFA_UNDEFINED, DWARF_NUMBERS[name])) for name in PRESERVED])
-    body = head + bytes((DWARF_NUMBERS["rip"],)) + (NO_AUGMENTATION if augmentation else b"") + rules
-    body += bytes(-(len(body) + 4) % 8)  # DW_CFA_nop
-    return struct.pack("<I", len(body)) + body
-
-
-def _entry(start: int, size: int, rules: bytes, cie: int = 0) -> bytes:
-    """Return the entry for code, by the CIE at that offset, of which all but the first have augmentation data."""
-    if cie:
-        rules = NO_AUGMENTATION + rules
-    padding = -(ENTRY_HEAD.size + len(rules)) % 8
-    return ENTRY_HEAD.pack(ENTRY_HEAD.size - 4 + len(rules) + padding, cie, start, size) + rules + NOPS[:padding]

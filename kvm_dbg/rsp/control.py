@@ -225,7 +225,7 @@ def _messages(
             yield {"file": made.make_unwind(session)}
         case {"symbols": True}:
             without = [str(name) for name in request.get("without", ())]
-            yield made.make_symbols(session, without, parameter_names=request.get("parameter_names") is True)
+            yield made.make_symbols(session, without, for_lldb=request.get("for_lldb") is True)
         case {"joined": True}:
             from kvm_dbg.rsp.joined_file import make_joined_file
 

@@ -1,8 +1,9 @@
 """Files that a debugger is given beside vmlinux, or in its place: made from the image.
 
-Where there is no vmlinux, the kernel's own symbols and unwind rules are made into a file at link-time addresses: it
-depends on the build alone, and is kept in the cache by build-id. Modules are elsewhere in every image: their file, and
-the rules for what vmlinux has none for, live as long as the server.
+Where there is no vmlinux, the kernel's own symbols, types and unwind rules are made into a file at link-time addresses.
+With the types of the modules that the image has, it depends on the build and on these: it is kept in the cache by
+build-id, for a few sets of modules. Modules are elsewhere in every image: their file, and the rules for what vmlinux
+has none for, live as long as the server.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from kvm_dbg.errors import FileAccessError, KvmDbgError
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
+
+
+MAX_SETS = 8  # of modules, of one build and for one kind of debugger
 
 
 class DebuggerFiles:
@@ -49,7 +53,7 @@ class DebuggerFiles:
         return None if data is None else self._write("entry-code", [data])
 
     def make_symbols(
-        self, session: Session, without: Collection[str] = (), *, parameter_names: bool = False
+        self, session: Session, without: Collection[str] = (), *, for_lldb: bool = False
     ) -> dict[str, object]:
         """Return what an adapter needs to know of the made files.
 
@@ -60,7 +64,7 @@ class DebuggerFiles:
         Args:
             session: with an open image.
             without: modules whose symbols the debugger has already.
-            parameter_names: for lldb, see `kernel_file.dwarf.make_dwarf`.
+            for_lldb: see `kernel_file.make_kernel_file`.
 
         Raises:
             FileAccessError: a file cannot be written.
@@ -72,8 +76,8 @@ class DebuggerFiles:
         temporary: list[str] = []
         file = None
         if getattr(session.kernel, "vmlinux_path", None) is None:
-            file = self._kernel_file(session, temporary, problems, parameter_names)
-        made = make_kernel_file(session.kernel, session.system, own=False, without=without)
+            file = self._kernel_file(session, temporary, problems, for_lldb)
+        made = make_kernel_file(session.kernel, session.system, own=False, without=without, for_lldb=for_lldb)
         problems += made.problems
         modules = self._write("modules", made.pieces)
         temporary.append(modules)
@@ -85,26 +89,30 @@ class DebuggerFiles:
             "problems": problems,
         }
 
-    def _kernel_file(self, session: Session, temporary: list[str], problems: list[str], parameter_names: bool) -> str:
+    def _kernel_file(self, session: Session, temporary: list[str], problems: list[str], for_lldb: bool) -> str:
         from kvm_dbg.kernel_file import LAYOUT, make_kernel_file
+        from kvm_dbg.kernel_file.debug_info import digest_of, read_module_types
 
+        module_types = read_module_types(session.kernel, session.system, problems)
         build_id = getattr(session.kernel, "build_id", None)
         kept: Path | None = None
         if session.index_directory is not None and build_id:
-            kind = "made-named" if parameter_names else "made"
-            kept = Path(session.index_directory) / build_id / f"{kind}-{LAYOUT}.elf"
+            kind = "made-lldb" if for_lldb else "made"
+            kept = Path(session.index_directory) / build_id / f"{kind}-{LAYOUT}-{digest_of(module_types)}.elf"
             if is_whole(kept, build_id):
                 return str(kept)
         slide = getattr(session.kernel, "slide", None) or 0
         if session.progress is not None:
             session.progress("making a kernel file")
         made = make_kernel_file(
-            session.kernel, session.system, slide=slide, modules=False, parameter_names=parameter_names
+            session.kernel, session.system, slide=slide, modules=False, module_types=module_types, for_lldb=for_lldb
         )
         problems += made.problems
         if kept is not None and not made.problems:  # another image of this build may have what this one lacks
             with contextlib.suppress(FileAccessError):
-                return keep(made.pieces, kept)
+                keep(made.pieces, kept)
+                remove_oldest(kept.parent, f"{kind}-{LAYOUT}-*.elf", MAX_SETS)
+                return str(kept)
         temporary.append(self._write("kernel", made.pieces))
         return temporary[-1]
 
@@ -151,6 +159,14 @@ def keep(pieces: Iterable[bytes], path: Path) -> str:
         with contextlib.suppress(OSError):
             part.unlink()
     return str(path)
+
+
+def remove_oldest(folder: Path, pattern: str, number: int) -> None:
+    """Leave the newest `number` of a folder's files with such names."""
+    with contextlib.suppress(OSError):  # somebody else does the same
+        files = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in files[number:]:
+            path.unlink()
 
 
 def zero_based_sections(path: str) -> list[str]:

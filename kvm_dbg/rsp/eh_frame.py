@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kvm_dbg.kernel.base import UnwindRow
-from kvm_dbg.kernel_file.frame import DWARF_NUMBERS, INTERRUPT_FRAME, PT_REGS
+from kvm_dbg.kernel_file.frame_rule import DWARF_NUMBERS, INTERRUPT_FRAME, PT_REGS
 from kvm_dbg.kernel_file.leb128 import encode_signed
 
 PRESERVED = ("rbx", "rbp", "r12", "r13", "r14", "r15")

@@ -38,6 +38,7 @@ from kvm_dbg.errors import CommandError, FormatError
 from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.elf_writer import HEADER as ELF_HEADER
 from kvm_dbg.kernel_file.elf_writer import PROGRAM_HEADER, SECTION_HEADER
+from kvm_dbg.kernel_file.frame import by_function
 from kvm_dbg.rsp.debugger_file import keep
 from kvm_dbg.rsp.eh_frame import Entry, make_eh_frame
 from kvm_dbg.rsp.frame_table import read_covered
@@ -45,7 +46,7 @@ from kvm_dbg.rsp.frame_table import read_covered
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
-LAYOUT = 2  # raise it when what is written changes
+LAYOUT = 3  # raise it when what is written changes
 TRAP_HANDLERS = ".kvm_dbg.trap_handlers"  # names of functions, each ended by a zero byte
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
 STT_NOTYPE, STT_FUNC = 0, 2
@@ -114,6 +115,7 @@ class SymbolRows:
             if info & 15 in (STT_NOTYPE, STT_FUNC) and 0 < where < SHN_LORESERVE
         ]
         self.starts = sorted({value for value, _ in code})
+        self.functions = sorted({row[4] for row in self.rows if row[1] & 15 == STT_FUNC and 0 < row[3] < SHN_LORESERVE})
         self.sized = sorted({(value, value + size) for value, size in code if size})
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -183,28 +185,21 @@ def _make(session: Session, file: ElfFile) -> bytes:
 
 
 def _make_beside_made(session: Session, file: ElfFile) -> bytes:
-    """Return the file to go with one that was made from the image and has rules for all code.
+    """Return the file to go with one that was made from the image and has rules for most of the code.
 
-    Those are in order for C functions. What interrupts, switches the stack or ends it has entries of its own here.
+    What interrupts other code, or was called by nobody, has its entries here.
     """
     kernel, slide = session.kernel, getattr(session.kernel, "slide", None) or 0
     symbols = SymbolRows(file)
+    functions = [address + slide for address in symbols.functions]
     entries: list[Entry] = []
     for table in session.system.for_each_unwind_table(kernel, modules=False):
-        special: dict[object, bool] = {}
-        for rule in set(table.rules):
-            row = table.decode(rule)
-            special[rule] = row.kind != "call" or row.base.startswith("[")
-        places = [index for index, rule in enumerate(table.rules) if special[rule]]
-        found = {symbols.find_function(table.starts[index] - slide) for index in places}
-        for start, end in sorted(function for function in found if function is not None):
-            first = max(bisect_right(table.starts, start + slide) - 1, 0)
-            entries.append(Entry(start, end, list(table.rows_of(first, bisect_left(table.starts, end + slide)))))
+        if table.rules:
+            for rows in by_function(table, functions).for_each_odd():
+                entries.append(Entry(rows[0].start - slide, rows[-1].end - slide, rows))
     if not entries:
         raise CommandError("the kernel has no unwind rules")
-    names = symbols.names_at({entry.start for entry in entries})
-    handlers = b"".join([name.encode() + b"\0" for name in names])
-    return _elf(file, symbols, {}, make_eh_frame(entries, slide), handlers)
+    return _elf(file, symbols, {}, make_eh_frame(entries, slide), b"")
 
 
 def _runs(tables: Iterator[UnwindTable]) -> Iterator[list[UnwindRow]]:

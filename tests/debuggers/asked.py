@@ -29,22 +29,23 @@ class Asked:
 
 
 def ask(subject: Subject, case: Case) -> Asked:
-    """Open a case in a debugger, and ask everything."""
+    """Open a case in a debugger, and ask everything; where the kernel file is hidden, what came from that."""
+    return Asked(case, subject.ask(_of_symbols(case) if case.hidden else _of_symbols(case) | _of_the_rest(case)))
+
+
+def _of_symbols(case: Case) -> dict[str, Step]:
+    """Return the steps that ask for symbols, types, memory and stacks."""
     banner = len(case.truth.read("proc/version"))
-    steps: dict[str, Step] = {
-        "open": kvm_open(case.vmlinux, *case.images),
+    steps = {
+        "open": kvm_open(*case.files),
         "threads": step("threads"),
         "selected": step("selected"),
         "sleeper": step("select", case.sleeper),
         "backtrace": step("backtrace"),
         "unselected": step("select_first"),
         "stacks": step("stacks"),
-        "tasks": step("tasks"),
-        "comms": step("comms", STRIDE),
         "swapper": step("evaluate", "init_task.comm"),
         "banner": step("read_at", "(unsigned long) &linux_banner", banner),
-        "hole": step("read", KERNEL_HOLE, 16),
-        "null": step("read", 0, 16),
         "code": step("disassemble", case.symbols["panic"][0], INSTRUCTIONS),
         "holder": step("symbol_at", case.symbols["panic"][0] + 1),
         **{f"symbol {name}": step("address", name) for name in SYMBOLS if name in case.symbols},
@@ -54,6 +55,21 @@ def ask(subject: Subject, case: Case) -> Asked:
             for name, known in case.types.items()
             for member in known.offsets
         },
+    }
+    if case.hidden:
+        for name, known in case.module_types.items():
+            steps[f"size {name}"] = step("size", name)
+            steps |= {f"offset {name}.{member}": step("offset", name, member) for member in known.offsets}
+    return steps
+
+
+def _of_the_rest(case: Case) -> dict[str, Step]:
+    """Return the steps that need no asking twice, and those that change the target."""
+    steps = {
+        "tasks": step("tasks"),
+        "comms": step("comms", STRIDE),
+        "hole": step("read", KERNEL_HOLE, 16),
+        "null": step("read", 0, 16),
         **{f"kvm {line}": kvm(line) for line in COMMANDS},
         "wrong": kvm("procs --nonsense"),
         "unwritten": step("evaluate", "panic_on_oops"),
@@ -69,7 +85,7 @@ def ask(subject: Subject, case: Case) -> Asked:
     steps["resume"] = step("resume")
     steps["step"] = step("step")
     steps["after"] = step("evaluate", "init_task.comm")
-    return Asked(case, subject.ask(steps))
+    return steps
 
 
 @functools.cache

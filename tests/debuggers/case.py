@@ -30,6 +30,9 @@ CASES = {
 }
 """Each kernel of the lab twice: paused, and panicked or dumped by its crash kernel; with four and five levels."""
 
+HIDDEN = ("deb11-4level", "deb12-panic", "deb13-panic", "bpo13-5level")
+"""Each kernel of the lab, to be opened without its kernel file."""
+
 IDLE_BASE = 10_000_000  # see rsp/target.py: the idle task of CPU n
 WRITER = 1  # init writes the truth down: it sees its own stack from within
 RESTLESS = ("kworker", "rcu_preempt", "rcu_sched")  # that wake up at any time, and are renamed
@@ -45,13 +48,18 @@ class Known(NamedTuple):
 
 
 class Case:
-    """One dump, beside its guest's own word."""
+    """One dump, beside its guest's own word.
 
-    def __init__(self, dump: Dump) -> None:
+    files: what a debugger shall open: the image, and the kernel file unless that is hidden.
+    """
+
+    def __init__(self, dump: Dump, *, hidden: bool = False) -> None:
         self.dump = dump
+        self.hidden = hidden
         self.truth = dump.truth
         self.vmlinux = dump.vmlinux
         self.images = dump.files[CASES[dump.name]].paths
+        self.files = [*([] if hidden else [self.vmlinux]), *self.images]
         self.crashed = dump.truth_after is None
 
     @functools.cached_property
@@ -138,7 +146,18 @@ class Case:
     @functools.cached_property
     def types(self) -> dict[str, Known]:
         """Return what drgn reads of some types from the kernel file."""
-        return _types(self.vmlinux)
+        return _types(self.vmlinux, tuple(TYPES))
+
+    @functools.cached_property
+    def module_types(self) -> dict[str, Known]:
+        """Return what drgn reads of a module's types from its debug file."""
+        folder = self.dump.debug / "lib" / "modules" / self.dump.release / "kernel"
+        return _types(folder / MODULE, tuple(MODULE_TYPES))
+
+    @property
+    def has_module_types(self) -> bool:
+        """Return whether the kernel keeps its modules' types: CONFIG_DEBUG_INFO_BTF_MODULES, since 5.11."""
+        return tuple(map(int, self.dump.release.split(".")[:2])) >= (5, 11)
 
     def code(self, function: str, count: int) -> list[tuple[int, str]]:
         """Return what objdump takes the function's first instructions in the kernel file for, where the kernel ran."""
@@ -146,7 +165,7 @@ class Case:
 
     def cli(self, line: str) -> str:
         """Return what `kvm-dbg` prints for a command, without any debugger."""
-        return _cli(line, str(self.vmlinux), tuple(map(str, self.images)))
+        return _cli(line, tuple(map(str, self.files)))
 
 
 # Without `struct rq`: when lldb 19 has once read `struct task_struct` of a new kernel, it lays that out wrongly, and so
@@ -165,24 +184,33 @@ TYPES = {
 }
 
 
+MODULE = "fs/xfs/xfs.ko"
+MODULE_TYPES = {
+    "struct xfs_mount": ("m_sb", "m_super"),
+    "struct xfs_inode": ("i_mount", "i_ino"),  # struct inode is inside
+    "struct xfs_buf": ("b_lock", "b_target"),
+}
+
+
 @functools.cache
-def find_case(name: str) -> Case:
+def find_case(name: str, *, hidden: bool = False) -> Case:
     """Return a case, each made once in a run. Skips where the lab has not built its dump."""
     dump = find(name)
     if dump is None:
         pytest.skip(f"the lab has no dump {name}: python -m tests.lab build {name}")
-    return Case(dump)
+    return Case(dump, hidden=hidden)
 
 
 @functools.cache
-def _types(vmlinux: Path) -> dict[str, Known]:
+def _types(path: Path, names: Sequence[str]) -> dict[str, Known]:
     import drgn
 
     program = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
     module = program.extra_module("kernel", create=True)
-    module.try_file(str(vmlinux), force=True)
+    module.try_file(str(path), force=True)
     found = {}
-    for name, members in TYPES.items():
+    for name in names:
+        members = (TYPES | MODULE_TYPES)[name]
         kind = program.type(name)
         there = [member for member in members if kind.has_member(member)]
         found[name] = Known(kind.size, {member: kind.member(member).offset for member in there})
@@ -190,9 +218,9 @@ def _types(vmlinux: Path) -> dict[str, Known]:
 
 
 @functools.cache
-def _cli(line: str, vmlinux: str, images: Sequence[str]) -> str:
+def _cli(line: str, files: Sequence[str]) -> str:
     name, *rest = line.split()
-    words = [sys.executable, "-m", "kvm_dbg.cli", name, vmlinux, *images, *rest]
+    words = [sys.executable, "-m", "kvm_dbg.cli", name, *files, *rest]
     result = run(words, env=clean_environment() | {"PYTHONPATH": str(ROOT)}, cwd=os.fspath(ROOT), timeout=600)
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.errors import FileAccessError
+from kvm_dbg.kernel_file import debug_info
 from kvm_dbg.kernel_file.elf_writer import memory_section, write_elf
-from kvm_dbg.rsp.debugger_file import DebuggerFiles, zero_based_sections
+from kvm_dbg.rsp.debugger_file import MAX_SETS, DebuggerFiles, zero_based_sections
 from kvm_dbg.symbols.elf import ElfSymbolTable
 from tests.unit.conftest import Little
 from tests.writers.system import DATA, EXT_INIT, LittleKernel
@@ -76,6 +78,22 @@ def test_a_file_that_lacks_something_is_not_kept(session: Session, little: Littl
     assert len(answer["temporary"]) == 2  # type: ignore[arg-type]
     assert not (tmp_path / "index" / BUILD_ID).exists()
     files.close()
+
+
+def test_the_files_of_a_few_sets_of_modules_are_kept(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    for number in range(MAX_SETS + 2):
+        monkeypatch.setattr(debug_info, "digest_of", lambda _, number=number: f"{number:016x}")
+        files = DebuggerFiles()
+        kept.append(path_of(files.make_symbols(session), "file"))
+        os.utime(kept[-1], (number, number))
+        lldb = path_of(files.make_symbols(session, for_lldb=True), "file")
+        os.utime(lldb, (number, number))
+        files.close()
+    assert len(set(kept)) == len(kept)
+    assert [path.is_file() for path in kept] == [False] * 2 + [True] * MAX_SETS
+    assert lldb not in kept
+    assert len(list(lldb.parent.iterdir())) == 2 * MAX_SETS
 
 
 def test_with_a_vmlinux_there_are_only_modules(session: Session) -> None:

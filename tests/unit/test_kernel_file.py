@@ -16,7 +16,8 @@ from kvm_dbg.kernel.base import Area, UnwindRow, UnwindTable
 from kvm_dbg.kernel.linux.area import for_each_area
 from kvm_dbg.kernel.linux.orc_table import PIECE_ROWS, for_each_unwind_table
 from kvm_dbg.kernel_file.elf_writer import Section, build_id_section, memory_section, write_elf
-from kvm_dbg.kernel_file.frame import MAX_ENTRY_ROWS, Rule, encode_change, make_debug_frame
+from kvm_dbg.kernel_file.frame import MAX_ENTRY_ROWS, by_function, make_debug_frame
+from kvm_dbg.kernel_file.frame_rule import Rule, encode_change
 from kvm_dbg.kernel_file.symbol import join, make_symbols
 from kvm_dbg.symbols.base import Symbol, SymbolColumns
 from kvm_dbg.symbols.elf import ElfSymbolTable
@@ -166,6 +167,7 @@ def test_no_symbols_make_no_table() -> None:
         (CALL, ("call", "[rbp]", -8, "rbp", 0), "0f067678061100221006027600"),
         (("regs", "rsp", 0, "", 0), CALL, ""),
         (CALL, ("end", "", 0, "", 0), "0710"),
+        (("undefined", "", 0, "", 0), ("call", "rsp", 16, "", 0), "0c07089001c60e10"),  # all is said anew
     ],
 )
 def test_a_change_of_rules_is_as_short_as_it_can_be(old: Rule, new: Rule, expected: str) -> None:
@@ -199,6 +201,56 @@ def test_entries_begin_where_functions_do_and_around_other_rows(tmp_path: Path) 
         base + 0x280: (base + 0x284, b"zS"),  # the stack is switched
         base + 0x284: (base + 0x400, b""),
     }
+
+
+def test_with_functions_there_is_an_entry_for_each_that_is_called(tmp_path: Path) -> None:
+    """The system call at 0x80 and the interrupt at 0x100 have none; the last row goes on in a function of its own."""
+    functions = [TEXT + offset for offset in (0x10, 0x80, 0x100, 0x200, 0x300, 0x400)]
+    frame = make_debug_frame([table_of(EXPECTED)], SLIDE, user=False, functions=functions)
+    base = TEXT - SLIDE
+    assert {start - base: end - base for start, (end, _) in entries_of(tmp_path, frame).items()} == {
+        0: 0x10,
+        0x10: 0x80,
+        0x200: 0x300,
+        0x300: 0x400,
+    }
+
+
+def test_odd_functions_are_whole_and_no_others() -> None:
+    functions = [TEXT + offset for offset in (0, 0x40, 0x80, 0x120, 0x200, 0x280, 0x300)]
+    found = [(rows[0].start - TEXT, rows[-1].end - TEXT) for rows in by_function(ODD_TABLE, functions).for_each_odd()]
+    assert found == [(0x80, 0x120), (0x120, 0x200), (0x300, 0x380)]
+
+
+ODD_TABLE = table_of(
+    [
+        UnwindRow(TEXT, TEXT + 0xA0, "call", "rsp", 8),
+        UnwindRow(TEXT + 0xA0, TEXT + 0x150, "regs", "rsp", 0),  # in two functions
+        UnwindRow(TEXT + 0x150, TEXT + 0x220, "call", "rsp", 16),
+        UnwindRow(TEXT + 0x220, TEXT + 0x2A0, "undefined", "", 0),
+        UnwindRow(TEXT + 0x2A0, TEXT + 0x360, "call", "[rsp]", 16),
+        UnwindRow(TEXT + 0x360, TEXT + 0x380, "end", "", 0),
+    ]
+)
+
+
+def test_rules_go_on_behind_a_place_that_nobody_knows(tmp_path: Path) -> None:
+    rows = [
+        UnwindRow(TEXT, TEXT + 4, "call", "rsp", 8),
+        UnwindRow(TEXT + 4, TEXT + 8, "call", "rbp", 16, "previous", -16),
+        UnwindRow(TEXT + 8, TEXT + 0xC, "undefined", "", 0),
+        UnwindRow(TEXT + 0xC, TEXT + 0x10, "call", "rsp", 24),
+    ]
+    path = write(
+        tmp_path, [Section(".debug_frame", 1, make_debug_frame([table_of(rows)], user=False, functions=[TEXT]))]
+    )
+    with path.open("rb") as file:
+        (entry,) = (item for item in ELFFile(file).get_dwarf_info().CFI_entries() if isinstance(item, FDE))
+        table = {line["pc"] - TEXT: line for line in entry.get_decoded().table}
+    assert sorted(table) == [0, 4, 8, 0xC]
+    assert (table[8][16].type, table[0xC][16].type, table[0xC][16].arg) == ("UNDEFINED", "OFFSET", -8)
+    assert (table[0xC]["cfa"].reg, table[0xC]["cfa"].offset) == (7, 24)
+    assert (table[4][6].type, table[0xC][6].type) == ("OFFSET", "SAME_VALUE")
 
 
 def test_an_entry_has_a_bounded_number_of_rows(tmp_path: Path) -> None:
