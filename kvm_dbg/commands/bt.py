@@ -111,8 +111,9 @@ def _named(threads: Iterable[Thread], pids: list[int]) -> Iterator[Thread]:
     wanted = set(pids)
     missing = set(pids)
     for thread in threads:
-        if thread.pid in wanted or thread.lid in wanted:
-            missing -= {thread.pid, thread.lid}
+        own = thread.lid if thread.tid is None else thread.tid
+        if thread.pid in wanted or own in wanted:
+            missing -= {thread.pid, own}
             yield thread
     if missing:
         raise CommandError(f"no task with PID {', '.join(map(str, sorted(missing)))} in this image")
@@ -210,7 +211,7 @@ def group(tasks: Iterable[tuple[Thread, list[Frame]]]) -> tuple[list[Group], Kvm
             key = tuple((frame.stack, frame.how, 0 if frame.stack == "USER" else frame.pc) for frame in frames)
             why = "" if frames else thread.why
             found = groups.setdefault((why, *key), Group(frames, why))
-            found.tasks.append(f"{thread.name}/{thread.lid}")
+            found.tasks.append(f"{thread.name}/{thread.label}")
     except KvmDbgError as error:  # what was found before it is shown first
         failure = error
     return sorted(groups.values(), key=lambda found: -len(found.tasks)), failure

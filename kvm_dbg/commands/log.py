@@ -48,9 +48,10 @@ class Log(Command):
         parser.add_argument("--caller", action="store_true", help="with the caller, where the kernel keeps it")
 
     def run(self, session: Session, args: Any) -> Table:
-        records = select_records(session.system.for_each_log_record(session.kernel), args)
+        notes: list[str] = []
+        records = select_records(session.system.for_each_log_record(session.kernel), args, notes)
         if args.output is None:
-            return Table(COLUMNS, (), text=(line for record in records for line in lines_of(record, args)))
+            return Table(COLUMNS, (), text=(line for record in records for line in lines_of(record, args)), notes=notes)
         return Table(COLUMNS, map(row_of, records))
 
 
@@ -78,13 +79,21 @@ def parse_pattern(text: str) -> re.Pattern[str]:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
 
 
-def select_records(records: Iterable[LogRecord], args: Any) -> Iterator[LogRecord]:
-    """Yield the records that the options ask for. Raises what reading the log raises, after the last of them."""
+def select_records(records: Iterable[LogRecord], args: Any, notes: list[str]) -> Iterator[LogRecord]:
+    """Yield the records that the options ask for; `notes` is told of those that an option cannot judge.
+
+    Raises:
+        KvmDbgError: what reading the log raises, after the last record.
+    """
     tail: deque[LogRecord] = deque(maxlen=args.tail)
+    unjudged = 0
     failure: KvmDbgError | None = None
     try:
         for record in records:
-            if args.level is not None and record.level > args.level:
+            if args.level is not None and record.level is None:
+                unjudged += 1
+                continue
+            if args.level is not None and record.level is not None and record.level > args.level:
                 continue
             if args.grep is not None and not args.grep.search(record.text):
                 continue
@@ -95,6 +104,8 @@ def select_records(records: Iterable[LogRecord], args: Any) -> Iterator[LogRecor
     except KvmDbgError as error:
         failure = error
     yield from tail
+    if unjudged:
+        notes.append(f"{unjudged} records are left out whose level this system does not keep")
     if failure is not None:
         raise failure
 
@@ -113,10 +124,10 @@ def row_of(record: LogRecord) -> list[Cell]:
 
 def lines_of(record: LogRecord, args: Any) -> Iterator[str]:
     """Yield a record's lines as the kernel's own syslog interface prints them: every line with the prefix."""
-    prefix = f"[{record.seconds:12.6f}] "
-    if args.raw:
+    prefix = f"[{record.seconds:12.6f}] " if record.seconds is not None else ""
+    if args.raw and record.facility is not None and record.level is not None:
         prefix = f"<{record.facility << 3 | record.level}>{prefix}"
     if args.caller and record.caller is not None:
-        prefix = f"{prefix[:-1]}[{printable(record.caller):>6}] "
+        prefix = f"{prefix.removesuffix(' ')}[{printable(record.caller):>6}] "
     for line in record.text.split("\n"):
         yield prefix + printable(line, "\t")

@@ -62,8 +62,8 @@ class AddressSpaceReader(Protocol):
 class Process:
     """One process (thread group). Fields are None where the system has no such thing or the image lacks the bytes.
 
-    state: ps(1)'s letter (R S D T t Z X I W P). cpu: the CPU it last ran on. rss, vsize: bytes. user_time,
-    system_time: seconds of CPU of all its threads, start_time: seconds since the epoch. tty: device name
+    state: ps(1)'s letter (R S D T t Z X I W P; of BSDs O U L as well). cpu: the CPU it last ran on. rss, vsize: bytes.
+    user_time, system_time: seconds of CPU of all its threads, start_time: seconds since the epoch. tty: device name
     without /dev ("pts/0", "ttyS0"). flags: ps's extra letters ("s" session leader, "l" threads, "+" foreground,
     "<" high priority, "N" nice). unread: names of fields whose memory is not in the image.
     """
@@ -157,12 +157,15 @@ class LoadAverage:
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """One record of the kernel's log. `seconds` since boot; `text` as logged, lines joined by newlines."""
+    """One record of the kernel's log. `seconds` since boot; `text` as logged, lines joined by newlines.
+
+    seconds, facility, level: None where the system does not keep them.
+    """
 
     sequence: int
-    seconds: float
-    facility: int
-    level: int
+    seconds: float | None
+    facility: int | None
+    level: int | None
     text: str
     caller: str | None = None  # "T123" or "C4", as dmesg shows it
     dictionary: tuple[tuple[str, str], ...] = ()
@@ -221,7 +224,8 @@ class Thread:
     """A task as the debugger's thread: who it is, and the registers it would resume with.
 
     registers: name -> value; registers that nobody saved are absent, not zero. why: where the registers are from
-    ("NT_PRSTATUS of CPU 0", "inactive_task_frame"), or why there are none.
+    ("NT_PRSTATUS of CPU 0", "inactive_task_frame"), or why there are none. tid: a number above 0 that is the thread's
+    alone, where `lid` is so only within its process; None where `lid` is enough.
     """
 
     lid: int
@@ -232,6 +236,12 @@ class Thread:
     on_cpu: bool
     registers: Mapping[str, int]
     why: str = ""
+    tid: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Return what tells the thread from all others: "4711", or PID and thread id, "13.2"."""
+        return str(self.lid) if self.tid is None else f"{self.pid}.{self.lid}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """A kernel as a debugger sees it: threads, their registers, and memory in the address space of a thread.
 
-Thread ids: a debugger wants unique numbers above 0. A task's id is its thread id (TID, in the initial PID
-namespace), which the kernel keeps below 4194304 (PID_MAX_LIMIT, include/linux/threads.h). The idle tasks, one per
+Thread ids: a debugger wants unique numbers above 0. Where a system's thread ids are not, its threads bring numbers of
+their own (`Thread.tid`). Else a task's id is its thread id: on Linux, the TID in the initial PID namespace, which the
+kernel keeps below 4194304 (PID_MAX_LIMIT, include/linux/threads.h). The idle tasks, one per
 CPU, all have PID 0: the one of CPU n has the id IDLE_BASE + n. Should a damaged image show one id twice, the second
-bearer has an id from DUPLICATE_BASE on.
+bearer has the first free one from DUPLICATE_BASE on.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ class Target:
         found: dict[int, Thread] = {}
         try:
             for thread in self.system.for_each_thread(self.kernel):
-                tid = thread.lid if thread.lid > 0 else IDLE_BASE + (thread.cpu or 0)
+                tid = thread.tid or (thread.lid if thread.lid > 0 else IDLE_BASE + (thread.cpu or 0))
                 if tid in found:
                     tid = DUPLICATE_BASE + len(found)
+                    while tid in found:
+                        tid += 1
                 found[tid] = thread
         except KvmDbgError as error:
             self.problem = f"the list of threads is not complete: {error}"

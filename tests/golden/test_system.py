@@ -24,6 +24,9 @@ def format_record(record: LogRecord, *, caller: bool) -> str:
 
     Bytes that are no UTF-8 are "\\xff" in our text already, as kmsg writes them: their backslash stays.
     """
+    assert record.facility is not None
+    assert record.level is not None
+    assert record.seconds is not None
     head = f"{record.facility << 3 | record.level},{record.sequence},{int(record.seconds * 1e6 + 1e-4)},-"
     if caller:
         head += f",caller={record.caller}"

@@ -134,9 +134,10 @@ def check_log(kernel: Kernel) -> Iterator[Finding]:
         total += 1
         if sequence is not None and record.sequence != sequence + 1:
             wrong.append(f"record {record.sequence} follows {sequence}")
-        if record.seconds < latest - BACKWARDS:
-            wrong.append(f"record {record.sequence} is {latest - record.seconds:.0f} s older than one before it")
-        sequence, latest = record.sequence, max(latest, record.seconds)
+        seconds = latest if record.seconds is None else record.seconds
+        if seconds < latest - BACKWARDS:
+            wrong.append(f"record {record.sequence} is {latest - seconds:.0f} s older than one before it")
+        sequence, latest = record.sequence, max(latest, seconds)
         if record.unread:
             lost.append(f"record {record.sequence} ({', '.join(record.unread)})")
     if not total:
