@@ -225,7 +225,8 @@ class Thread:
 
     registers: name -> value; registers that nobody saved are absent, not zero. why: where the registers are from
     ("NT_PRSTATUS of CPU 0", "inactive_task_frame"), or why there are none. tid: a number above 0 that is the thread's
-    alone, where `lid` is so only within its process; None where `lid` is enough.
+    alone, where `lid` is so only within its process; None where `lid` is enough. plain: debuggers add the label to
+    the name; False where the name says it all.
     """
 
     lid: int
@@ -237,6 +238,7 @@ class Thread:
     registers: Mapping[str, int]
     why: str = ""
     tid: int | None = None
+    plain: bool = True
 
     @property
     def label(self) -> str:
