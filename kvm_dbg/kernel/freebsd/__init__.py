@@ -120,7 +120,9 @@ class _FreeBSD:
         return symbolize(kernel, address)
 
     def for_each_unwind_gap(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindTable]:
-        yield from ()
+        from kvm_dbg.kernel.freebsd.chain import for_each_unwind_gap
+
+        return for_each_unwind_gap(kernel, covered)
 
     def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
         yield from ()
