@@ -264,7 +264,7 @@ def _alone(rule: Rule) -> bytes:
 def _chained(register: str) -> bytes:
     """Return the rule for the return address behind a frame pointer.
 
-    Its place is 0, where nothing can be read and backtraces end, if this frame pointer is a user's or the caller's is 0.
+    Its place is 0, where nothing can be read and backtraces end, if this frame pointer is a user's or the caller's 0.
     """
     number = OP_BREG0 + DWARF_NUMBERS[register]
     this = bytes((number, 0))
