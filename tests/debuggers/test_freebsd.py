@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import json
-import lzma
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from tests.debuggers.debugger import Found
 from tests.debuggers.neutral import Answers, Subject, kvm, kvm_open, step
 from tests.debuggers.plugin import CACHE
-from tests.shared import shared_data
+from tests.shared import shared_data, unpack
 
 DUMPS = ("vmcore-amd64-full", "vmcore-amd64-minidump")
 Expected = dict[str, Any]
@@ -21,9 +19,7 @@ Expected = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def kernel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("freebsd-kernel") / "kernel-amd64"
-    target.write_bytes(lzma.decompress((shared_data("freebsd") / "kernel-amd64.xz").read_bytes()))
-    return target
+    return unpack(shared_data("freebsd") / "kernel-amd64.xz", tmp_path_factory.mktemp("freebsd-kernel"))
 
 
 @pytest.fixture(scope="module", params=DUMPS)
@@ -36,8 +32,7 @@ def asked(
 ) -> tuple[Answers, Expected]:
     """Open a dump in a debugger, once, and ask everything."""
     folder, directory = shared_data("freebsd"), tmp_path_factory.mktemp("freebsd")
-    dump = directory / request.param
-    dump.write_bytes(bz2.decompress((folder / f"{request.param}.bz2").read_bytes()))
+    dump = unpack(folder / f"{request.param}.bz2", directory)
     expected: Expected = json.loads((folder / "expected.json").read_text())[request.param]
     steps = {
         "open": kvm_open(kernel_file, dump),

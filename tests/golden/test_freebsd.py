@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import json
-import lzma
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import identify_kernels, open_kernel, system_of
 from kvm_dbg.kernel.base import Kernel, Thread
 from kvm_dbg.kernel.linux.layout import read_number
-from tests.shared import shared_data
+from tests.shared import shared_data, unpack
 
 DUMPS = ("vmcore-amd64-full", "vmcore-amd64-minidump")
 
@@ -33,17 +31,13 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module")
 def kernel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    packed = shared_data("freebsd") / "kernel-amd64.xz"
-    target = tmp_path_factory.mktemp("freebsd-kernel") / "kernel-amd64"
-    target.write_bytes(lzma.decompress(packed.read_bytes()))
-    return target
+    return unpack(shared_data("freebsd") / "kernel-amd64.xz", tmp_path_factory.mktemp("freebsd-kernel"))
 
 
 @pytest.fixture(scope="module", params=DUMPS)
 def case(request: pytest.FixtureRequest, kernel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     folder = shared_data("freebsd")
-    target = tmp_path_factory.mktemp("freebsd") / request.param
-    target.write_bytes(bz2.decompress((folder / f"{request.param}.bz2").read_bytes()))
+    target = unpack(folder / f"{request.param}.bz2", tmp_path_factory.mktemp("freebsd"))
     expected = json.loads((folder / "expected.json").read_text())[request.param]
     with OverlayImage(open_image((str(target),))) as image:
         kernel = open_kernel(image, str(kernel_file))
