@@ -100,10 +100,11 @@ def create_target(debugger: Any, symbols: Symbols | None, triple: str) -> Any:
         CommandFailed: lldb makes no target at all.
     """
     error = lldb.SBError()
-    target = debugger.CreateTarget(symbols.object if symbols else "", triple, "remote-linux", False, error)
+    platform = "remote-freebsd" if "freebsd" in triple else "remote-linux"
+    target = debugger.CreateTarget(symbols.object if symbols else "", triple, platform, False, error)
     if symbols is not None and not target.IsValid():
         warn(f"{symbols.object}: lldb could not load its symbols: {error.GetCString()}")
-        target = debugger.CreateTarget("", triple, "remote-linux", False, error)
+        target = debugger.CreateTarget("", triple, platform, False, error)
     if not target.IsValid():
         raise CommandFailed(f"lldb could not make a target: {error.GetCString()}")
     if symbols is not None and target.GetNumModules():

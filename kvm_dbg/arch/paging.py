@@ -98,9 +98,13 @@ class AddressSpace:
             return page + (vaddr & (self._page_size - 1))
         return self._fill(vaddr)
 
+    def _translate_page(self, vaddr: int) -> tuple[int, int]:
+        """Return (paddr of the page that holds `vaddr`, its size in bytes), whatever is remembered."""
+        return self.arch.translate_page(self._tables.read, self.paging, vaddr)
+
     def _fill(self, vaddr: int) -> int:
         """Walk, remember and return the translation of `vaddr`."""
-        base, size = self.arch.translate_page(self._tables.read, self.paging, vaddr)
+        base, size = self._translate_page(vaddr)
         paddr = base + (vaddr & (size - 1))
         if size >= BLOCK_SIZE:
             if len(self._blocks) >= MAX_TRANSLATIONS:

@@ -97,10 +97,7 @@ def select(session: Session, args: Any) -> Iterator[Thread]:
     elif args.all:
         yield from threads
     elif args.cpus:
-        for thread in threads:
-            if not thread.on_cpu:
-                return  # those on CPUs come first
-            yield thread
+        yield from (thread for thread in threads if thread.on_cpu)
     elif session.selected is not None:
         yield session.selected
     else:

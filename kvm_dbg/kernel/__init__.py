@@ -167,7 +167,33 @@ class _NetBSD:
         return NETBSD
 
 
-SYSTEMS: tuple[System, ...] = (_Linux(), _NetBSD())
+class _FreeBSD:
+    """FreeBSD."""
+
+    name = "FreeBSD"
+
+    def identify(self, image: MemoryImage, progress: Progress | None) -> list[Identity]:  # noqa: ARG002 - it is quick
+        from kvm_dbg.kernel.freebsd.kernel import identify_freebsd
+
+        return identify_freebsd(image)
+
+    def open(self, image: MemoryImage, path: str | None, options: KernelOptions) -> Kernel:
+        from kvm_dbg.kernel.freebsd.kernel import open_freebsd
+
+        return open_freebsd(image, path, options)
+
+    def owns(self, kernel: Kernel) -> bool:
+        from kvm_dbg.kernel.freebsd.kernel import FreeBSDKernel
+
+        return isinstance(kernel, FreeBSDKernel)
+
+    def room(self) -> OperatingSystem:
+        from kvm_dbg.kernel.freebsd import FREEBSD
+
+        return FREEBSD
+
+
+SYSTEMS: tuple[System, ...] = (_Linux(), _NetBSD(), _FreeBSD())
 
 
 def _systems_for(image: MemoryImage, path: str | None) -> tuple[System, ...]:

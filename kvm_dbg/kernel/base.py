@@ -246,7 +246,8 @@ class Thread:
 
     registers: name -> value; registers that nobody saved are absent, not zero. why: where the registers are from
     ("NT_PRSTATUS of CPU 0", "inactive_task_frame"), or why there are none. tid: a number above 0 that is the thread's
-    alone, where `lid` is so only within its process; None where `lid` is enough.
+    alone, where `lid` is so only within its process; None where `lid` is enough. plain: debuggers add the label to
+    the name; False where the name says it all.
     """
 
     lid: int
@@ -258,6 +259,7 @@ class Thread:
     registers: Mapping[str, int]
     why: str = ""
     tid: int | None = None
+    plain: bool = True
 
     @property
     def label(self) -> str:
@@ -309,9 +311,10 @@ class UnwindRow(NamedTuple):
 
     kind: "call" (the stack pointer before the call is `base` + `offset`, the return address lies below it), "regs"
     (all registers were saved there, as in the kernel's struct pt_regs), "partial" (only what the processor pushes for
-    an interrupt), "end" (nobody called), "undefined". base: a register's name, "[register]" for the word of memory
-    that it points to. frame_base, frame_offset: where the caller's frame pointer was saved: relative to "previous"
-    (the caller's stack pointer) or to a register; "" if it was not. Offsets in bytes.
+    an interrupt), "end" (nobody called), "undefined", "chain" (as "call", by a frame pointer in `base`, the caller's
+    below the return address, which ends where the caller's is 0 or a user's). base: a register's name, "[register]" for
+    the word of memory that it points to. frame_base, frame_offset: where the caller's frame pointer was saved: relative
+    to "previous" (the caller's stack pointer) or to a register; "" if it was not. Offsets in bytes.
     """
 
     start: int

@@ -53,6 +53,7 @@ CFA_UNDEFINED, CFA_SAME_VALUE = 0x07, 0x08
 CFA_DEF, CFA_DEF_OFFSET, CFA_DEF_EXPRESSION = 0x0C, 0x0E, 0x0F
 CFA_EXPRESSION, CFA_OFFSET_SF, CFA_DEF_SF = 0x10, 0x11, 0x12
 OP_DEREF, OP_CONSTS, OP_PLUS, OP_BREG0 = 0x06, 0x11, 0x22, 0x70
+OP_CONST1U, OP_MUL, OP_SHR, OP_NE, OP_LIT0 = 0x08, 0x1E, 0x25, 0x2E, 0x30
 RESTORE_FRAME_POINTER = bytes((CFA_RESTORE | DWARF_NUMBERS["rbp"],))
 ENTRY_HEAD = struct.Struct("<IIQQ")
 NOPS = bytes(8)  # DW_CFA_nop
@@ -67,6 +68,8 @@ def expressible(rule: Rule) -> Rule:
     kind, base, offset, frame_base, frame_offset = rule
     if kind == "end":
         return rule
+    if kind == "chain":
+        return rule if base in DWARF_NUMBERS and offset == 2 * -DATA_ALIGN else ("undefined", "", 0, "", 0)
     known = base.strip("[]") in DWARF_NUMBERS and (kind == "call" or base in DWARF_NUMBERS)
     if not known or offset % 8 or frame_offset % 8 or frame_base not in ("", "previous", "rbp"):
         return ("undefined", "", 0, "", 0)
@@ -111,7 +114,21 @@ def _alone(rule: Rule) -> bytes:
         rules = [_saved(name, place) for name, place in INTERRUPT_FRAME.items()]
         rules += [_same(name) for name in PRESERVED]  # the entry code has not used them yet, or has put them back
         return _define_cfa(base, offset) + b"".join(rules)
+    if kind == "chain":
+        return _define_cfa(base, offset) + _saved(base, -offset) + _chained(base)
     return stop()
+
+
+def _chained(register: str) -> bytes:
+    """Return the rule for the return address behind a frame pointer.
+
+    Its place is 0, where nothing can be read and backtraces end, if this frame pointer is a user's or the caller's 0.
+    """
+    number = OP_BREG0 + DWARF_NUMBERS[register]
+    this = bytes((number, 0))
+    expression = bytes((number, 8)) + this + bytes((OP_CONST1U, 63, OP_SHR, OP_MUL))
+    expression += this + bytes((OP_DEREF, OP_LIT0, OP_NE, OP_MUL))
+    return bytes((CFA_EXPRESSION, DWARF_NUMBERS["rip"])) + encode_unsigned(len(expression)) + expression
 
 
 def stop() -> bytes:

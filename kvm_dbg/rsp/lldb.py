@@ -12,6 +12,7 @@ from binascii import hexlify
 from kvm_dbg.rsp.session import DebuggerSession, printable, thread_name
 
 USER_END = 0x7F00_0000_0000
+STACKS_END = 0x8000_0000_0000
 KERNEL_START = 0xFF00_0000_0000_0000
 ADDRESSES = 1 << 64
 
@@ -27,7 +28,7 @@ def reply_to_lldb(session: DebuggerSession, name: bytes, packet: bytes) -> bytes
     if name in (b"qHostInfo", b"qProcessInfo"):
         description = session.target.description
         pairs = b"triple:%b;ptrsize:%d;endian:%b;" % (
-            hexlify(description.triple.encode()),
+            hexlify(session.target.triple.encode()),
             description.pointer_size,
             description.byteorder.encode(),
         )
@@ -35,7 +36,8 @@ def reply_to_lldb(session: DebuggerSession, name: bytes, packet: bytes) -> bytes
     if name.startswith(b"qThreadStopInfo"):
         return session.stop_reply(session.thread_of(name[len(b"qThreadStopInfo") :]))
     if name == b"qMemoryRegionInfo":
-        return _region(int(packet.partition(b":")[2], 16))
+        frames = "linux" not in session.target.triple
+        return _region(int(packet.partition(b":")[2], 16), readable_stacks=frames)
     return b""
 
 
@@ -70,8 +72,15 @@ def stop_reply(session: DebuggerSession, tid: int, core: bytes, why: str = "") -
     return b"T%02xthread:%x;%b%bhexname:%b;%b" % (signal, tid, reason, core, name, expedited)
 
 
-def _region(address: int) -> bytes:
-    if address < USER_END:
+def _region(address: int, *, readable_stacks: bool) -> bytes:
+    """Return the region of an address.
+
+    readable_stacks: where lldb follows frame pointers, the last frame of a kernel's stack has the user's, and lldb
+    shows no frame whose frame pointer leads to what cannot be read.
+    """
+    if readable_stacks and USER_END <= address < STACKS_END:
+        start, end, permissions = USER_END, STACKS_END, b"permissions:r;"
+    elif address < USER_END:
         start, end, permissions = 0, USER_END, b""
     elif address < KERNEL_START:
         start, end, permissions = USER_END, KERNEL_START, b""

@@ -352,7 +352,7 @@ def _console(text: str) -> Iterator[bytes]:
 
 def thread_name(thread: Thread) -> str:
     """Return what a debugger calls a thread: the task's name and its thread id, "init/1"."""
-    return f"{thread.name}/{thread.label}"
+    return f"{thread.name}/{thread.label}" if thread.plain else thread.name
 
 
 def printable(name: str) -> str:

@@ -38,6 +38,12 @@ class Target:
         self.problem = ""
         self._spaces: dict[int, AddressSpaceReader | KvmDbgError] = {}
 
+    @property
+    def triple(self) -> str:
+        """Return what lldb calls the processor and the operating system."""
+        triple = self.description.triple
+        return triple.replace("linux-gnu", "freebsd") if self.system.name == "FreeBSD" else triple
+
     @cached_property
     def threads(self) -> dict[int, Thread]:
         """Return all threads by id, in the order in which a debugger should number them: the panicking one first.

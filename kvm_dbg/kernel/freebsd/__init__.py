@@ -1,0 +1,160 @@
+"""FreeBSD, in its own words: `FREEBSD` is what the floors above see of it.
+
+Each function's module is imported when it is first used, so that a short command pays for nothing else.
+"""
+
+# ruff: noqa: ARG002 - what is not read of FreeBSD needs no arguments
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from kvm_dbg.errors import CommandError, UnsupportedError
+
+if TYPE_CHECKING:
+    from kvm_dbg.debuginfo.btf import BtfTypes
+    from kvm_dbg.image.base import Note
+    from kvm_dbg.kernel.base import (
+        AddressSpaceReader,
+        Area,
+        Check,
+        Frame,
+        Kernel,
+        LoadAverage,
+        LogRecord,
+        Lwp,
+        MemoryMapping,
+        Module,
+        OpenFile,
+        OperatingSystem,
+        Process,
+        SourceReader,
+        Sources,
+        SystemSummary,
+        Thread,
+        UnwindTable,
+        UserThread,
+    )
+    from kvm_dbg.symbols.base import SymbolTable
+
+
+class _FreeBSD:
+    """FreeBSD as an `OperatingSystem`."""
+
+    name = "FreeBSD"
+
+    def for_each_process(self, kernel: Kernel) -> Iterator[Process]:
+        from kvm_dbg.kernel.freebsd.process import for_each_process
+
+        return for_each_process(kernel)
+
+    def for_each_lwp(self, kernel: Kernel, pid: int | None = None) -> Iterator[Lwp]:
+        from kvm_dbg.kernel.freebsd.process import for_each_lwp
+
+        return for_each_lwp(kernel, pid)
+
+    def read_arguments(self, kernel: Kernel, process: Process) -> list[bytes] | None:
+        from kvm_dbg.kernel.freebsd.argument import read_arguments
+
+        return read_arguments(kernel, process)
+
+    def read_environment(self, kernel: Kernel, process: Process) -> list[bytes] | None:
+        raise UnsupportedError("the environment of FreeBSD's processes")
+
+    def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
+        raise UnsupportedError("the open files of FreeBSD's processes")
+
+    def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
+        raise UnsupportedError("the mappings of FreeBSD's processes")
+
+    def read_core_notes(
+        self, kernel: Kernel, process: Process, mappings: Sequence[MemoryMapping]
+    ) -> tuple[list[Note], list[str]]:
+        raise UnsupportedError("core files of FreeBSD's processes")
+
+    def read_user_threads(self, kernel: Kernel, process: Process) -> tuple[list[UserThread], list[str]]:
+        raise UnsupportedError("the user's side of FreeBSD's processes")
+
+    def read_auxiliary_vector(self, kernel: Kernel, process: Process, word_size: int) -> bytes:
+        raise UnsupportedError("the auxiliary vector of FreeBSD's processes")
+
+    def read_load_average(self, kernel: Kernel) -> LoadAverage:
+        from kvm_dbg.kernel.bsd.loadavg import read_load_average
+
+        return read_load_average(kernel)
+
+    def for_each_log_record(self, kernel: Kernel) -> Iterator[LogRecord]:
+        from kvm_dbg.kernel.freebsd.summary import for_each_log_record
+
+        return for_each_log_record(kernel)
+
+    def for_each_module(self, kernel: Kernel) -> Iterator[Module]:
+        from kvm_dbg.kernel.freebsd.summary import for_each_module
+
+        return for_each_module(kernel)
+
+    def read_summary(self, kernel: Kernel) -> SystemSummary:
+        from kvm_dbg.kernel.freebsd.summary import read_summary
+
+        return read_summary(kernel)
+
+    def for_each_thread(self, kernel: Kernel) -> Iterator[Thread]:
+        from kvm_dbg.kernel.freebsd.thread import for_each_thread
+
+        return for_each_thread(kernel)
+
+    def address_space(self, kernel: Kernel, address: int) -> AddressSpaceReader:
+        raise CommandError("the memory of FreeBSD's processes is not read")
+
+    def kernel_space(self, kernel: Kernel) -> AddressSpaceReader:
+        from kvm_dbg.kernel.linux.mm import kernel_space
+
+        return kernel_space(kernel)
+
+    def all_symbols(self, kernel: Kernel) -> SymbolTable:
+        return kernel.symbols
+
+    def symbolize(self, kernel: Kernel, address: int) -> str | None:
+        from kvm_dbg.kernel.bsd.symbolize import symbolize
+
+        return symbolize(kernel, address)
+
+    def for_each_unwind_gap(self, kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindTable]:
+        from kvm_dbg.kernel.freebsd.chain import for_each_unwind_gap
+
+        return for_each_unwind_gap(kernel, covered)
+
+    def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
+        yield from ()
+
+    def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
+        yield from ()
+
+    def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
+        yield from ()
+
+    def unwind(self, kernel: Kernel, thread: Thread) -> Iterator[Frame]:
+        from kvm_dbg.kernel.freebsd.unwind import unwind
+
+        return unwind(kernel, thread)
+
+    def find_sources(self, kernel: Kernel) -> Sources:
+        from kvm_dbg.errors import KvmDbgError
+        from kvm_dbg.kernel.base import Sources
+
+        missing = []
+        try:
+            types: str | None = kernel.types.source
+        except KvmDbgError as error:
+            types = None
+            missing.append(f"no types, so only `nlist`, `read`, `vtop` and `write` answer: {error}")
+        return Sources(getattr(kernel, "vmlinux_path", None), types, "frame pointers", tuple(missing))
+
+    def for_each_check(self, kernel: Kernel, command: str | None = None) -> Iterator[Check]:
+        yield from ()
+
+    def open_source_reader(self, kernel: Kernel, find_file: Callable[[Module], str | None]) -> SourceReader | None:
+        return None
+
+
+FREEBSD: OperatingSystem = _FreeBSD()
