@@ -35,6 +35,7 @@ try:
         CommandFailed,
         cache_directory,
         create_target,
+        delete_target,
         find_symbols,
         lldb_version,
         load_modules,
@@ -104,7 +105,7 @@ class Kvm:
         self.users = UserTargets(debugger, warn, self._synchronous)
         self.target: Any = None
         self.previous: Any = None
-        self.ended: list[Any] = []
+        self.ended: list[Any] = []  # see delete_target
         self.registered: dict[str, str] = {}  # name -> help
         self.last_error = ""
         self._interrupted = False
@@ -192,8 +193,7 @@ class Kvm:
             if process.IsValid():
                 with self._synchronous():
                     process.Detach()
-            self.ended.append((target, process))  # lldb 23 crashes on late news of a process that nobody holds
-            self.debugger.DeleteTarget(target)
+            self.ended.append(delete_target(self.debugger, target))
         if self.previous is not None and self.previous.IsValid():
             self.debugger.SetSelectedTarget(self.previous)
         self.setup.restore()

@@ -116,6 +116,18 @@ def create_target(debugger: Any, symbols: Symbols | None, triple: str) -> Any:
     return target
 
 
+def delete_target(debugger: Any, target: Any) -> Any:
+    """Delete a target, and return what to keep until the end.
+
+    lldb 23 takes the target of a process for alive when its event thread reads late news of that process
+    (Debugger::DefaultEventHandler makes an ExecutionContextRef of it), and crashes if nobody holds it any more.
+    SBDebugger.DeleteTarget empties the object that it is given, so what is kept is another one.
+    """
+    kept = lldb.SBTarget(target)
+    debugger.DeleteTarget(target)
+    return kept
+
+
 def _execute(debugger: Any, target: Any, command: str) -> None:
     """Execute one of lldb's commands on a target that need not be the selected one."""
     result = lldb.SBCommandReturnObject()

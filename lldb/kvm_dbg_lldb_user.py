@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, ContextManager
 
+from kvm_dbg_lldb_symbols import delete_target
+
 import lldb
 
 HELP = ("-h", "--help")
@@ -29,7 +31,7 @@ class UserTargets:
         self._warn = warn
         self._synchronous = synchronous
         self._targets: dict[int, Any] = {}
-        self._deleted: list[Any] = []  # lldb 23 dies of late news of a process whose target nobody holds any more
+        self._deleted: list[Any] = []  # see delete_target
 
     def run(self, kvm: Any, line: str, words: list[str], result: Any) -> None:
         """Run `kvm user`: print what there is of a process, and open it; or close. Raises as Kvm's methods do.
@@ -118,8 +120,7 @@ class UserTargets:
                 if process.IsValid():
                     with self._synchronous():
                         process.Detach()
-                self._debugger.DeleteTarget(target)
-                self._deleted.append(target)
+                self._deleted.append(delete_target(self._debugger, target))
         return len(pids)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple
 from tests.debuggers.child import Dialogue, Result, run
 from tests.debuggers.debugger import ROOT, Found, clean_environment
 
-ATTEMPTS = 12
 TIMEOUT = 600.0  # seconds for one run, on a machine that has much else to do
 HERE = Path(__file__).resolve().parent
 
@@ -177,11 +175,7 @@ class Subject:
         orders, answers = (self.folder / f"{name}-{self._runs}" for name in ("orders", "answers"))
         orders.write_text(json.dumps([[one.name, one.arguments] for one in steps.values()]))
         call = f"{self.spelling.python} {self.spelling.call}({str(orders)!r}, {str(answers)!r})"
-        for _ in range(ATTEMPTS):
-            answers.unlink(missing_ok=True)
-            result = self.batch([self.spelling.load, call], timeout=timeout)
-            if result.returncode != -signal.SIGSEGV:  # lldb 23.1 crashes now and then, in an event thread of its own
-                break
+        result = self.batch([self.spelling.load, call], timeout=timeout)
         lines = answers.read_text().splitlines() if answers.exists() else []
         said = f"{result.stdout}\n{result.stderr}"
         assert len(lines) == len(steps), f"{self.name} ended with status {result.returncode}: {said}"
