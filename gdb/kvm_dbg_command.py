@@ -28,6 +28,7 @@ COMMANDS = (
     ("user", "Open a process in the debugger, with its threads, executable and libraries"),
     ("gcore", "Write an ELF core file of a process, for any debugger"),
     ("vmlinux", "Write a kernel file for debuggers, made from the image itself"),
+    ("layout", "Write a layout file from a kernel file with debug information"),
     ("loadavg", "Print the load averages of 1, 5 and 15 minutes"),
     ("log", "Print the kernel's log, as dmesg would have"),
     ("mods", "List the loaded modules"),

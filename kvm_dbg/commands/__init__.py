@@ -9,6 +9,7 @@ from kvm_dbg.commands.files import Files
 from kvm_dbg.commands.gcore import Gcore
 from kvm_dbg.commands.help import Help
 from kvm_dbg.commands.identify import Identify
+from kvm_dbg.commands.layout import LayoutCommand
 from kvm_dbg.commands.loadavg import LoadAvg
 from kvm_dbg.commands.log import Log
 from kvm_dbg.commands.lwps import Lwps
@@ -45,6 +46,7 @@ COMMANDS: tuple[Command, ...] = (
     User(),
     Gcore(),
     Vmlinux(),
+    LayoutCommand(),
     LoadAvg(),
     Log(),
     Mods(),
