@@ -9,6 +9,7 @@ from tests.live.machine import Answer, LiveGuest
 
 KVM = "cd /kvm && python3 -m kvm_dbg.cli"
 ALLOWED = bytes.fromhex("b801000000c3")  # mov $1, %eax; ret: devmem_is_allowed() of a kernel without the option
+WORDS = ("iomem=relaxed",)  # which is about devices, and does not open /dev/mem
 NEEDS = "takes root, or the capabilities CAP_SYS_RAWIO and CAP_DAC_READ_SEARCH"
 
 

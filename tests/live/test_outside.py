@@ -22,6 +22,7 @@ from tests.lab.package import obtain_kernel
 from tests.lab.scenario import find_kernel
 from tests.live.machine import LiveGuest
 
+WORDS: tuple[str, ...] = ()
 SLEEPERS = 1000
 CHURN = 30  # seconds during which processes are made and die
 FAST = 0.5  # seconds of CPU that `procs` may take with SLEEPERS processes
@@ -69,6 +70,13 @@ def test_processes_are_those_of_proc(guest: LiveGuest, session: Session) -> None
     assert {pid: name for pid, name in ours.items() if pid in steady} == steady
     assert set(ours) <= set(before) | set(after)
     assert len(steady) > 50
+
+
+def test_dev_mem_is_refused_without_iomem_relaxed_too(guest: LiveGuest) -> None:
+    answer = guest.run("cd /kvm && python3 -m kvm_dbg.cli procs /dev/mem")
+    assert answer.status == 1
+    assert "is refused (Operation not permitted)" in answer.text
+    assert "CONFIG_STRICT_DEVMEM" in answer.text
 
 
 def test_a_paused_guest_gives_consistent_answers(guest: LiveGuest, session: Session) -> None:
