@@ -37,6 +37,7 @@ COMMANDS = (
     ("write", "Write memory in a private copy; the image file never changes"),
     ("vtop", "Translate a virtual address, showing every page-table entry"),
     ("selftest", "Check this image against itself, and grade what each command shows of it"),
+    ("refresh", "Forget what was read so far: memory, threads, registers"),
     ("help", "List the commands, or show the help of one"),
 )
 """Names and summaries, in the order of the package's list."""

@@ -81,8 +81,6 @@ class Kvm:
         """Open an image; see OPEN_HELP. Raises gdb.GdbError."""
         with_symbols = "--no-symbols" not in words
         words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
-        if not words:
-            raise gdb.GdbError("no image given: kvm open [VMLINUX] IMAGE...")
         self.users.leave(self.inferior)
         inferior = gdb.selected_inferior()
         if inferior.pid and (self.server is None or inferior.num != self.inferior):
@@ -176,6 +174,9 @@ class Kvm:
         gdb.flush()
         if line.split()[:1] == ["write"]:
             quiet("maintenance flush dcache")
+        if line.split()[:1] == ["refresh"]:
+            quiet("maintenance flush dcache")
+            quiet("maintenance flush register-cache")
 
     def _selected(self) -> int | None:
         """Return the id of gdb's selected thread, if that is one of the image's."""

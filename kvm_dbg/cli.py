@@ -220,15 +220,16 @@ def run(words: list[str]) -> int:
         return 0
     files, rest = ([], words[1:]) if command.name in OWN_FILES else split_files(parser, words[1:])
     args = parser.parse_args(rest)
-    if command.needs_kernel and not files:
-        parser.error("no image given")
+    live = getattr(args, "live", False)
+    if command.needs_kernel and not files and not live:
+        parser.error("no image given, nor --live for the memory of this machine")
     configuration = read_configuration()
     index_directory = None if args.no_index else usable_index_directory(configuration)
     session = Session(_progress if sys.stderr.isatty() else None, index_directory, configuration.search)
     paged = not args.no_pager and sys.stdout.isatty()
     session.color = wants_color(paged=paged)
     try:
-        if files:
+        if files or (live and command.name not in OWN_FILES):
             _open(session, args, files)
         _write(run_parsed(session, command, args), paged=paged)
     finally:
@@ -246,12 +247,14 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
     """Return (files, the other words): the first argument that is no option, and those after it that exist as files.
 
     What stands after a kernel file alone is the image, so that a missing one is called missing.
+    With --live no image need be named, and only what exists is a file.
     `--` ends the files, for an argument of the command that is also the name of a file; before any file it ends the
     options, for a file whose name begins with a dash.
     """
     files: list[str] = []
     rest: list[str] = []
     options = True
+    live = "--live" in words[: words.index("--") if "--" in words else None]
     position = 0
     while position < len(words):
         word = words[position]
@@ -265,7 +268,7 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
             if parser.takes_value(word, words[position] if position < len(words) else ""):
                 rest += words[position : position + 1]
                 position += 1
-        elif not files or os.path.lexists(word) or only_kernel_file(files):
+        elif (not files and not live) or os.path.lexists(word) or only_kernel_file(files):
             files.append(word)
         else:
             return files, [*rest, *words[position - 1 :]]

@@ -72,7 +72,7 @@ class NotInImageError(ReadError):
     """Bytes that exist on the machine are not in the image.
 
     `address` is the first missing byte (physical unless the text says otherwise), `size` the length in bytes of
-    the first missing run and `reason` one of "excluded", "truncated" or "hole" (see `image.base.Presence`).
+    the first missing run and `reason` one of "excluded", "truncated", "hole" or "refused" (see `image.base.Presence`).
     `role` says what the bytes would have been, where the reader knows ("the PDE of virtual address ...").
     """
 
@@ -85,6 +85,7 @@ class NotInImageError(ReadError):
             "excluded": "was excluded by the dump level",
             "truncated": "is past the end of the truncated or incomplete file",
             "hole": "is not memory that the image describes",
+            "refused": "is not shown by the running kernel",
         }.get(reason, reason)
         where = f"{self.path}: " if self.path else ""
         what = f", {role}," if role else ""

@@ -51,7 +51,7 @@ def make_debugger_parser(debugger: str) -> Parser:
         description=f"Open a kernel memory image in {debugger}. Words after -- are {debugger}'s own.",
         epilog=f"examples:\n  kvm-dbg {debugger} vmlinux vmcore\n  kvm-dbg {debugger} vmcore -- {batch}",
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
+    parser.add_argument("files", metavar="FILE", nargs="*", help="the kernel file, if any, and the image")
     parser.add_argument(
         f"--{debugger}",
         metavar="PROGRAM",

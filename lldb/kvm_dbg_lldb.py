@@ -114,8 +114,6 @@ class Kvm:
         """Open an image; see OPEN_HELP. Raises CommandFailed, ServerError, ServerGone."""
         with_symbols = "--no-symbols" not in words
         words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
-        if not words:
-            raise CommandFailed("no image given: kvm open [VMLINUX] IMAGE...")
         server = start_server(words, warn)
         server.look = self._look
         try:

@@ -18,6 +18,7 @@ from kvm_dbg.commands.nlist import Nlist
 from kvm_dbg.commands.open import Close, GetErr, Open, Status
 from kvm_dbg.commands.procs import Procs
 from kvm_dbg.commands.read import Read
+from kvm_dbg.commands.refresh import Refresh
 from kvm_dbg.commands.selftest import SelfTest
 from kvm_dbg.commands.sys import Sys
 from kvm_dbg.commands.thread import Thread
@@ -55,6 +56,7 @@ COMMANDS: tuple[Command, ...] = (
     Write(),
     Vtop(),
     SelfTest(),
+    Refresh(),
     Help(),
 )
 

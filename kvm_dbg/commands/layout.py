@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kvm_dbg import __version__
 from kvm_dbg.commands.base import Column, Command, Table
 from kvm_dbg.commands.new_file import new_file
 from kvm_dbg.commands.session import Session
@@ -67,7 +66,7 @@ class LayoutCommand(Command):
                 if types.find_type(name) is None:
                     raise TypeNotFound(name, f"no type {name!r} in {types.source}")
             data, problems, structs = make_layout(
-                types, names or [f"struct {name}" for name in STRUCTS], elf, f"kvm_dbg {__version__}"
+                types, names or [f"struct {name}" for name in STRUCTS], elf, "kvm_dbg"
             )
             if not structs:
                 raise CommandError(f"{types.source} has none of the structs: name some with --struct")

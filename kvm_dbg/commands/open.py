@@ -10,6 +10,7 @@ from kvm_dbg.commands.base import Column, Command, Table
 from kvm_dbg.commands.coverage import describe_coverage
 from kvm_dbg.commands.render import printable
 from kvm_dbg.commands.session import OpenRequest, Session, sort_files
+from kvm_dbg.errors import UsageError
 from kvm_dbg.image.overlay import OverlayImage
 
 COLUMNS = (
@@ -43,12 +44,21 @@ def add_open_arguments(parser: argparse.ArgumentParser, *, search: bool = True) 
     group.add_argument("--force", action="store_true", help="use a kernel file that does not match")
     group.add_argument("--patch", metavar="FILE", help="changes to make in the private copy, from `write --save`")
     group.add_argument("--layout", metavar="FILE", help="a layout file with types that the kernel file lacks")
+    group.add_argument(
+        "--live", action="store_true", help="the memory of this machine; with an image, the RAM of a guest that runs"
+    )
     add_image_arguments(group)
 
 
 def request_of(args: Any, files: list[str], index_directory: str | None, search: tuple[str, ...] = ()) -> OpenRequest:
-    """Return the request that options and files amount to. Raises CommandError."""
+    """Return the request that options and files amount to; no file at all is the memory of this machine.
+
+    Raises:
+        UsageError: two kernel files, or nothing else.
+    """
     vmlinux, images = (args.vmlinux, tuple(files)) if args.vmlinux is not None else sort_files(files)
+    if not images and vmlinux is not None and not args.live:
+        raise UsageError(f"no image given ({vmlinux} is a kernel file): open [VMLINUX] IMAGE..., or --live")
     return OpenRequest(
         images=images,
         vmlinux=vmlinux,
@@ -62,6 +72,7 @@ def request_of(args: Any, files: list[str], index_directory: str | None, search:
         patch=args.patch,
         search=(*args.search, *search),
         index_directory=index_directory,
+        live=args.live or not images,
     )
 
 
@@ -99,13 +110,14 @@ class Open(Command):
     columns = COLUMNS
     description = (
         "A named kernel file is checked against the image. Without one the usual places are searched.\n"
-        "The parts of a split dump may be given in any order."
+        "The parts of a split dump may be given in any order.\n"
+        "Without any image it is the memory of this machine, which takes root: /proc/kcore, /dev/mem or /dev/crash."
     )
-    examples = ("open vmlinux vmcore", "open vmcore", "open ram.bin --base 0x40000000")
+    examples = ("open vmlinux vmcore", "open vmcore", "open ram.bin --base 0x40000000", "open --live")
     needs_kernel = False
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
+        parser.add_argument("files", metavar="FILE", nargs="*", help="the kernel file, if any, and the image")
         add_open_arguments(parser)
 
     def run(self, session: Session, args: Any) -> Table:

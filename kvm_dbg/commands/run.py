@@ -53,11 +53,14 @@ def run_parsed(session: Session, command: Command, args: Any) -> Iterator[str]:
     """
     if command.needs_kernel:
         session.require_kernel()
+        if session.image.live:
+            session.refresh()
     table = command.run(session, args)
     output = args.output or "text"
     if output == "json" and command.needs_kernel:
         table = table._replace(grade=session.grade(command.name))
     yield from RENDERERS[output](table)
     if output == "text":
-        for note in table.notes:
+        changes = session.kernel.changes if command.needs_kernel else ()
+        for note in (*table.notes, *changes):
             yield f"note: {printable(note)}\n"

@@ -30,7 +30,8 @@ class OpenRequest(NamedTuple):
     `image.raw`. format: a reader's name, None to probe. offset: where the dump starts in a dump partition. candidate:
     which kernel of several (from 1). force: use a vmlinux that does not match. layout: a layout file with types. patch:
     a file of changes to make in the private copy. search: directories to look for vmlinux in, before the usual ones.
-    index_directory: where indexes are kept, None for no index.
+    index_directory: where indexes are kept, None for no index. live: memory changes while it is read; without images,
+    that of this machine.
     """
 
     images: tuple[str, ...]
@@ -45,13 +46,14 @@ class OpenRequest(NamedTuple):
     patch: str | None = None
     search: tuple[str, ...] = ()
     index_directory: str | None = None
+    live: bool = False
 
 
 def sort_files(files: list[str]) -> tuple[str | None, tuple[str, ...]]:
     """Return (vmlinux or None, images) of files named in any order: an ELF file that is no core is the kernel's.
 
     Raises:
-        UsageError: two kernel files, or no image.
+        UsageError: two kernel files.
     """
     vmlinux: str | None = None
     images: list[str] = []
@@ -62,9 +64,6 @@ def sort_files(files: list[str]) -> tuple[str | None, tuple[str, ...]]:
             vmlinux = path
         else:
             images.append(path)
-    if not images:
-        hint = f" ({vmlinux} is a kernel file)" if vmlinux is not None else ""
-        raise UsageError(f"no image given{hint}: open [VMLINUX] IMAGE...")
     return vmlinux, tuple(images)
 
 
@@ -159,6 +158,8 @@ class Session:
 
         It is found out once; what is written into the image afterwards does not change it.
         """
+        if self.image.live:
+            return None  # what contradicts itself may just have changed between two looks
         if command not in self._grades:
             self._grades[command] = worst_grade(self.system.for_each_check(self.kernel, command))
         return self._grades[command]
@@ -169,17 +170,17 @@ class Session:
         Raises:
             KvmDbgError: the image or the named kernel file cannot be used; what was open stays open.
         """
-        image = OverlayImage(
-            open_image(
-                request.images,
-                base=request.base,
-                hole=request.hole,
-                format=request.format,
-                offset=request.offset,
-                cache_directory=request.index_directory,
-                progress=self.progress,
-            )
+        given = open_image(
+            request.images,
+            base=request.base,
+            hole=request.hole,
+            format=request.format,
+            offset=request.offset,
+            live=request.live,
+            cache_directory=request.index_directory,
+            progress=self.progress,
         )
+        image = OverlayImage(given)
         try:
             if request.patch is not None:
                 apply_patch(image, read_patch(request.patch), request.patch)
@@ -198,11 +199,16 @@ class Session:
             raise
         except MemoryError as error:
             image.close()
-            raise FileAccessError(request.images[0], "opening it needs more memory than there is") from error
+            raise FileAccessError(given.paths[0], "opening it needs more memory than there is") from error
         self.close()
         self.request = request
         self._kernel = kernel
         return kernel
+
+    def refresh(self) -> None:
+        """Forget what was read from memory. Raises CommandError if the kernel is another one than was opened."""
+        self.kernel.refresh()
+        self._grades = {}
 
     def close(self) -> None:
         """Close what is open; nothing happens if nothing is."""

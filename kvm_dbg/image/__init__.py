@@ -31,6 +31,7 @@ class Options(NamedTuple):
     offset: int | None = None
     cache_directory: str | None = None
     progress: Progress | None = None
+    live: bool = False
 
 
 class ImageFormat(NamedTuple):
@@ -40,6 +41,18 @@ class ImageFormat(NamedTuple):
     title: str
     probe: Callable[[Source], bool]
     open: Callable[[Sequence[Source], Options], MemoryImage]
+
+
+def _probe_live(source: Source) -> bool:
+    from kvm_dbg.image import live
+
+    return live.is_live(source.path)
+
+
+def _open_live(sources: Sequence[Source], options: Options) -> MemoryImage:
+    from kvm_dbg.image import live
+
+    return live.open_device(_only(sources, options))
 
 
 def _probe_elf(source: Source) -> bool:
@@ -131,10 +144,16 @@ def _open_raw(sources: Sequence[Source], options: Options) -> MemoryImage:
 
     source = _single(sources)
     _no_offset(source, options)
-    return RawImage(source, options.base or 0, options.hole, assumed=options.format is None and options.base is None)
+    if options.live and not isinstance(source, FileSource):
+        raise CommandError(f"{source.path} is {source.container}: no guest has that for its RAM")
+    assumed = options.format is None and options.base is None and not options.live
+    image = RawImage(source, options.base or 0, options.hole, assumed=assumed)
+    image.live = options.live
+    return image
 
 
 FORMATS: tuple[ImageFormat, ...] = (
+    ImageFormat("live", "memory of this machine", _probe_live, _open_live),
     ImageFormat("elf", "ELF vmcore", _probe_elf, _open_elf),
     ImageFormat("kdump", "kdump-compressed", _probe_kdump, _open_kdump),
     ImageFormat("freebsd-minidump", "FreeBSD minidump", _probe_freebsd_minidump, _open_freebsd_minidump),
@@ -154,17 +173,19 @@ def open_image(
     hole: tuple[int, int] | None = None,
     format: str | None = None,  # noqa: A002 - the word of the field
     offset: int | None = None,
+    live: bool = False,
     cache_directory: str | None = None,
     progress: Progress | None = None,
 ) -> MemoryImage:
     """Open a memory image, whatever its format.
 
     Args:
-        paths: the file, or all files of a split dump in any order.
+        paths: the file, or all files of a split dump in any order; none, with `live`, for the memory of this machine.
         base: physical address of the first byte of raw RAM.
         hole: (start, end) of the physical addresses that raw RAM leaves out.
         format: the name of one of FORMATS, if it is not to be found out.
         offset: where the dump starts in a dump partition, in bytes; without it, it is searched for.
+        live: memory that changes while it is read: this machine's, or raw RAM that a running guest has as a file.
         cache_directory: where compressed files are kept decompressed; None for temporary files.
         progress: called with a line of text now and then while a file is decompressed.
 
@@ -175,17 +196,24 @@ def open_image(
         CommandError: the arguments contradict each other or the file.
     """
     names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not names and live:
+        from kvm_dbg.image.live import open_live
+
+        return open_live()
     if not names:
         raise CommandError("no file to open was given")
     known = [entry.name for entry in FORMATS]
     if format is not None and format not in known:
         raise CommandError(f"no format is called {format!r}: one of {', '.join(known)}")
-    options = Options(base, hole, format, offset, cache_directory, progress)
+    options = Options(base, hole, format, offset, cache_directory, progress, live)
     sources: list[Source] = []
     try:
         for name in names:
             sources.append(_open_source(name, options))
-        return _find_format(sources[0], options).open(sources, options)
+        image = _find_format(sources[0], options).open(sources, options)
+        if live and not image.live:
+            raise CommandError(f"{sources[0].path} is a dump, which does not change: --live is for the RAM of a guest")
+        return image
     except BaseException:
         for source in sources:
             source.close()
@@ -195,7 +223,10 @@ def open_image(
 def _open_source(path: str | os.PathLike[str], options: Options) -> Source:
     """Open a file, and look through compression, and through a flattened stream unless it was said to be raw."""
     from kvm_dbg.image import compressed, flattened
+    from kvm_dbg.image.live import LiveSource, is_live
 
+    if is_live(path):
+        return LiveSource(path)
     source: Source = FileSource(path)
     try:
         compression = compressed.find_compression(source)

@@ -26,6 +26,7 @@ class Presence(enum.Enum):
     EXCLUDED = "excluded"  # memory, left out on purpose: dump level, or a hypervisor's filter
     TRUNCATED = "truncated"  # memory that the file should hold, but the file ends too early or is incomplete
     HOLE = "hole"  # not memory, as far as the image tells
+    REFUSED = "refused"  # memory that the running kernel does not show
 
 
 class Range(NamedTuple):
@@ -116,11 +117,13 @@ class MemoryImage(ABC):
         paths: the files it was opened from, in the order of the user.
         notes: ELF notes in file order (VMCOREINFO, one NT_PRSTATUS per CPU, QEMU's CPU state, ...).
         page_map: where kernel addresses are, if the dump has a part for that.
+        live: the memory changes while it is read: nothing that was read from it holds for longer than a command.
     """
 
     paths: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
     page_map: PageMap | None = None
+    live: bool = False
 
     @property
     @abstractmethod

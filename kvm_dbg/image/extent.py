@@ -17,7 +17,7 @@ from kvm_dbg.errors import NotInImageError
 from kvm_dbg.image.base import CHUNK_SIZE, MemoryImage, Piece, Presence, Range
 from kvm_dbg.image.source import Source
 
-_RANK = {Presence.PRESENT: 0, Presence.EXCLUDED: 1, Presence.TRUNCATED: 2, Presence.HOLE: 3}
+_RANK = {presence: rank for rank, presence in enumerate(Presence)}
 
 
 class Extent(NamedTuple):

@@ -25,6 +25,7 @@ class OverlayImage(WritableImage):
         self.paths = image.paths
         self.notes = image.notes
         self.page_map = image.page_map
+        self.live = image.live
         self._starts: list[int] = []
         self._blocks: list[bytearray] = []
 

@@ -264,6 +264,8 @@ def system_of(kernel: Kernel) -> OperatingSystem:
     Raises:
         UnsupportedError: it belongs to none that is built in.
     """
+    if kernel.room is not None:
+        return kernel.room
     for system in SYSTEMS:
         if system.owns(kernel):
             return system.room()

@@ -26,12 +26,14 @@ class Kernel(ABC):
 
     Attributes:
         image, arch, symbols, types: the four rooms, joined. symbols are at run-time addresses.
+        room: the functions for this kernel, None for those of its operating system.
     """
 
     image: MemoryImage
     arch: Arch
     symbols: SymbolTable
     types: TypeTable
+    room: OperatingSystem | None = None
 
     @abstractmethod
     def read(self, vaddr: int, size: int) -> bytes:
@@ -40,6 +42,21 @@ class Kernel(ABC):
     @abstractmethod
     def translate(self, vaddr: int) -> int:
         """Return the physical address of the kernel virtual address `vaddr`. Raises NotMappedError, ReadError."""
+
+    def refresh(self) -> None:  # noqa: B027 - the memory of a dump never changes
+        """Forget all that was read from memory, and check that it is still this kernel's: time has passed.
+
+        Raises:
+            CommandError: it is not; the machine has restarted.
+        """
+
+    def note_change(self, text: str) -> None:  # noqa: B027 - as above
+        """Remember, for whoever shows the output, that memory changed while it was read; `text` says what it cost."""
+
+    @property
+    def changes(self) -> Sequence[str]:
+        """Return what has changed while it was read since the last refresh, a sentence each."""
+        return ()
 
 
 class AddressSpaceReader(Protocol):

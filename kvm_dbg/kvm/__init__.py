@@ -39,7 +39,7 @@ from kvm_dbg.kvm.constant import (
     O_RDWR,
     O_WRONLY,
 )
-from kvm_dbg.kvm.descriptor import Kvm, open_kvm
+from kvm_dbg.kvm.descriptor import Kvm, open_kvm, open_without_files
 from kvm_dbg.kvm.dump import invalidate_dump, make_header, open_descriptor, write_header
 from kvm_dbg.kvm.fill import fill_file, fill_lwp, fill_proc, fill_proc2
 from kvm_dbg.kvm.message import NETBSD, explain
@@ -110,19 +110,22 @@ def kvm_openfiles(
         execfile: the kernel file; None to search the usual places. A crash dump of NetBSD opens with one that has no
             symbols too, and can be read; only kvm_nlist fails then, and what needs it.
         corefile: the image, or the parts of a split one; with the option format="netbsd-dump" a dump partition, on
-            which `kvm_dump_mkheader` finds the dump.
+            which `kvm_dump_mkheader` finds the dump. None for the memory of this machine.
         swapfile: accepted for the manual's sake; None.
-        flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy.
+        flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy. Or KVM_NO_FILES: all files are ignored, and
+            /proc tells of processes and load averages.
         errbuf: takes the error's text.
         **options: those of `kvm_dbg.open`, such as index_directory.
     """
     try:
+        if flags == KVM_NO_FILES:
+            return open_without_files()
         if flags not in (O_RDONLY, O_RDWR, O_WRONLY):
             raise CommandError("bad flags arg: O_RDONLY, O_WRONLY and O_RDWR are the flags for an image")
         if swapfile is not None:
             raise CommandError(f"{swapfile}: swap files are not read")
         if corefile is None:
-            raise CommandError("no image given: the live kernel is not read")
+            return open_kvm((), execfile, writable=flags != O_RDONLY, live=True, **options)
         return open_descriptor(corefile, execfile, writable=flags != O_RDONLY, **options)
     except KvmDbgError as error:
         if errbuf is not None:

@@ -140,6 +140,8 @@ class Kvm:
         """Raise CommandError if the descriptor has been closed."""
         if self._closed:
             raise CommandError("this image has been closed")
+        if not isinstance(self._kernel, KvmDbgError) and self._kernel.image.live:
+            self._kernel.refresh()
 
     @property
     def image(self) -> MemoryImage:
@@ -237,7 +239,8 @@ class Kvm:
         for process in system.for_each_process(self.kernel):
             found.append(process)
             yield process
-        self._known = tuple(found)
+        if not self.kernel.image.live and self.kernel.room is None:
+            self._known = tuple(found)
 
     def _without(self, symbol: str) -> KvmDbgError:
         """Return what to raise without a kernel: that a symbol is unknown, or that there is no memory at all."""
@@ -299,6 +302,7 @@ def open_kvm(
     layout: str | None = None,
     search: Iterable[str] = (),
     index_directory: str | None = None,
+    live: bool = False,
 ) -> Kvm:
     """Open an image, or the parts of a split one, with the kernel in it.
 
@@ -315,12 +319,17 @@ def open_kvm(
         layout: a layout file with the types that the kernel file lacks.
         search: directories to look for vmlinux in, before the usual ones.
         index_directory: where indexes of symbols and types, and decompressed files, are kept; None for nowhere.
+        live: memory changes while it is read; without images, that of this machine.
 
     Raises:
         KvmDbgError: the image or the named kernel file cannot be used.
     """
     paths = (images,) if isinstance(images, str) else tuple(images)
-    image = open_image(paths, base=base, hole=hole, format=format, offset=offset, cache_directory=index_directory)
+    if live and writable:
+        raise CommandError("memory that changes while it is read can be opened for reading only")
+    image = open_image(
+        paths, base=base, hole=hole, format=format, offset=offset, live=live, cache_directory=index_directory
+    )
     options = KernelOptions(candidate, index_directory, tuple(search), force, layout)
     return join_kernel(image, vmlinux, options, writable=writable)
 
@@ -341,3 +350,10 @@ def join_kernel(image: MemoryImage, vmlinux: str | None, options: KernelOptions,
         image.close()
         raise
     return Kvm(kernel, writable=writable, name=vmlinux or getattr(kernel, "vmlinux_path", None) or "")
+
+
+def open_without_files() -> Kvm:
+    """Open the running kernel by /proc alone, which needs no privilege."""
+    from kvm_dbg.kernel.linux.live_proc import ProcKernel
+
+    return Kvm(ProcKernel())

@@ -199,6 +199,8 @@ def _messages(
             finally:
                 session.selected = None
                 session.color = False  # `monitor` has its output shown by whoever asks
+            if line.split()[:1] == ["refresh"]:
+                debugger.refresh()
             yield {"done": True}
         case {"complete": str(line)}:
             from kvm_dbg.commands.complete import complete_line

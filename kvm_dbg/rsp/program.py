@@ -26,7 +26,7 @@ def make_parser() -> Parser:
         PROGRAM,
         description="Serve a kernel memory image to one debugger. The first line printed is JSON and says where.",
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="the kernel file, if any, and the image")
+    parser.add_argument("files", metavar="FILE", nargs="*", help="the kernel file, if any, and the image")
     parser.add_argument(
         "--tcp",
         metavar="PORT",

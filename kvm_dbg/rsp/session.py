@@ -177,7 +177,9 @@ class DebuggerSession:
         return self.threads_xml() if kind == b"threads" else None
 
     def threads_xml(self) -> bytes:
-        """Return the list of threads with names."""
+        """Return the list of threads with names; of a kernel that runs, as it is now."""
+        if self.target.live:
+            self.refresh()
         lines = ['<?xml version="1.0"?>', "<threads>"]
         describe = self.target.describe
         for tid, thread in self.target.threads.items():
@@ -217,7 +219,13 @@ class DebuggerSession:
         self.thread_of(packet[1:])
         return b"OK"
 
+    def refresh(self) -> None:
+        """Forget all that was read, and keep the selected thread in any case. Raises CommandError."""
+        self.target.refresh([self._thread])
+
     def _first_threads(self, _packet: bytes) -> bytes:
+        if self.target.live:
+            self.refresh()
         return b"m" + b",".join([b"%x" % tid for tid in self.target.threads])
 
     def _more_threads(self, _packet: bytes) -> bytes:
@@ -237,7 +245,7 @@ class DebuggerSession:
             return b""  # it takes the x of unknown registers for numbers, and asks for one after the other instead
         _, tid = self._suffixed(packet)
         self._stop_seen = True
-        return self.target.description.encode_all(self.target.threads[tid].registers)
+        return self.target.description.encode_all(self.target.registers_of(tid))
 
     def _read_register(self, packet: bytes) -> bytes:
         body, tid = self._suffixed(packet)
@@ -245,7 +253,7 @@ class DebuggerSession:
         registers = self.target.description.registers
         if not 0 <= number < len(registers):
             return b"E01"
-        values = self.target.threads[tid].registers
+        values = self.target.registers_of(tid)
         if self.client == "lldb" and registers[number].name not in values:
             return b"E01"
         return self.target.description.encode(registers[number], values)

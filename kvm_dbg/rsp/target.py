@@ -9,16 +9,21 @@ bearer has the first free one from DUPLICATE_BASE on.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import cached_property
+from time import monotonic
 
 from kvm_dbg.errors import CommandError, KvmDbgError, ReadError
 from kvm_dbg.kernel import write_memory
 from kvm_dbg.kernel.base import AddressSpaceReader, Kernel, OperatingSystem, Thread
+from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.rsp.target_xml import TargetDescription, find_description
 
 IDLE_BASE = 10_000_000
 DUPLICATE_BASE = 20_000_000
 MAX_SPACES = 64  # user address spaces that are kept, each with its own translations
+MAX_AGE = 1.0  # seconds after which registers of a kernel that runs are read again
 
 
 class Target:
@@ -37,6 +42,34 @@ class Target:
         self.description: TargetDescription = find_description(kernel.arch)
         self.problem = ""
         self._spaces: dict[int, AddressSpaceReader | KvmDbgError] = {}
+        self._read_at = monotonic()
+
+    @property
+    def live(self) -> bool:
+        """Return whether the kernel runs while it is looked at."""
+        return self.kernel.image.live
+
+    def refresh(self, keep: Collection[int] = ()) -> None:
+        """Forget all that was read; threads that have ended go, those with an id in `keep` stay without registers.
+
+        Raises:
+            CommandError: the kernel is not the one that was opened any more.
+        """
+        self.kernel.refresh()
+        before = self.threads
+        self.problem = ""
+        self._spaces.clear()
+        self._read_at = monotonic()
+        del self.__dict__["threads"]
+        for tid in keep:
+            if tid not in self.threads and tid in before:
+                self.threads[tid] = replace(before[tid], registers={}, on_cpu=False, why="it has ended")
+
+    def registers_of(self, tid: int) -> Mapping[str, int]:
+        """Return the registers of a thread that are known."""
+        if self.live and monotonic() - self._read_at > MAX_AGE:
+            self.refresh([tid])
+        return self.threads[tid].registers
 
     @property
     def triple(self) -> str:
@@ -61,6 +94,8 @@ class Target:
                 found[tid] = thread
         except KvmDbgError as error:
             self.problem = f"the list of threads is not complete: {error}"
+        if self.live:  # a debugger begins at the first one, and wants registers there: no thread on a CPU has any
+            found = dict(sorted(found.items(), key=lambda item: not item[1].registers))
         if not found:
             found[1] = Thread(0, 0, "", 0, None, False, {}, "no task was found in the image")
         return found
@@ -100,6 +135,10 @@ class Target:
         Raises:
             ReadError: the address is a user's, and the thread has no user memory (a kernel thread).
         """
+        if self.live:
+            self._spaces.clear()
+            if isinstance(self.kernel_space, ImageSpace):
+                self.kernel_space.invalidate()  # page tables change as well
         if not self.kernel.arch.is_user(vaddr):
             return self.kernel_space
         thread = self.threads[tid]

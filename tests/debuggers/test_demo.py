@@ -197,7 +197,6 @@ def test_what_cannot_be_opened_is_one_clear_error(subject: Subject, demo: Demo, 
         "directory": (kvm_open(demo.vmlinux, tmp_path), "directory"),
         "device": (kvm_open(demo.vmlinux, "/dev/zero"), "device"),
         "program": (kvm_open("--vmlinux", "/bin/true", demo.vmcore), "/bin/true"),
-        "nothing": (kvm("open"), "no image given"),
         "alone": (kvm_open(demo.vmlinux), "no image given"),
         "option": (kvm_open(demo.vmcore, "--bogus"), "unrecognized arguments: --bogus"),
     }

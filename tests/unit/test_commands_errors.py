@@ -64,7 +64,6 @@ def fail(capsys: Capture, *words: str, status: int) -> tuple[str, str]:
         (["write", "IMAGE", "0", "--u8", "1", "--hex", "00"], "not allowed with"),
         (["args", "IMAGE", "one"], "invalid int value"),
         (["identify"], "arguments are required: FILE"),
-        (["open"], "arguments are required: FILE"),
         (["sys"], "no image given"),
         (["sys", "--"], "no image given"),
         (["procs", "IMAGE", "--hole", "5"], "is not START-END"),

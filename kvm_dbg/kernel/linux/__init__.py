@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kvm_dbg.symbols.base import SymbolTable
 
 
-class _Linux:
+class Linux:
     """Linux as an `OperatingSystem`."""
 
     name = "Linux"
@@ -123,10 +123,10 @@ class _Linux:
         return kernel_space(kernel)
 
     def all_symbols(self, kernel: Kernel) -> SymbolTable:
-        from kvm_dbg.kernel.linux.layout import remembered
+        from kvm_dbg.kernel.linux.layout import observed
         from kvm_dbg.kernel.linux.symbolize import read_all_symbols
 
-        return remembered(kernel, read_all_symbols)
+        return observed(kernel, read_all_symbols)
 
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         from kvm_dbg.kernel.linux.symbolize import symbolize
@@ -174,4 +174,4 @@ class _Linux:
         return open_source_reader(kernel, find_file)
 
 
-LINUX: OperatingSystem = _Linux()
+LINUX: OperatingSystem = Linux()

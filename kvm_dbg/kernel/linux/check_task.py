@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import ReadError
 from kvm_dbg.kernel.linux.check_finding import Finding, compare, count_unread
-from kvm_dbg.kernel.linux.layout import Record, remembered
+from kvm_dbg.kernel.linux.layout import Record, observed
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -45,7 +45,7 @@ def check_pids(kernel: Kernel) -> Iterator[Finding]:
     """Compare the list of tasks with the allocator of PIDs."""
     from kvm_dbg.kernel.linux.pid import for_each_numbered_task
 
-    listed = remembered(kernel, _read_listed)
+    listed = observed(kernel, _read_listed)
     numbered = {task.address: task for task in for_each_numbered_task(kernel)}
     yield from compare(
         f"the same {len(listed)} tasks in both",
@@ -58,7 +58,7 @@ def check_count(kernel: Kernel) -> Iterator[Finding]:
     """Compare the number of tasks with nr_threads."""
     from kvm_dbg.kernel.linux.loadavg import read_thread_count
 
-    listed = len(remembered(kernel, _read_listed))
+    listed = len(observed(kernel, _read_listed))
     count = read_thread_count(kernel)
     yield from compare(
         f"{count} tasks by both", [] if listed == count else [f"{listed} tasks in the list, nr_threads is {count}"]
@@ -69,7 +69,7 @@ def check_run_queues(kernel: Kernel) -> Iterator[Finding]:
     """Look for each CPU's current task in the list of tasks."""
     from kvm_dbg.kernel.linux.cpu import read_current_tasks, read_idle_tasks, read_running
 
-    listed = remembered(kernel, _read_listed)
+    listed = observed(kernel, _read_listed)
     idle = read_idle_tasks(kernel)
     current = read_current_tasks(kernel)
     wrong = []

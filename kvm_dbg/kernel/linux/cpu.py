@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.base import size_of
 from kvm_dbg.errors import CorruptError
-from kvm_dbg.kernel.linux.layout import read_number, read_pointer, remembered
+from kvm_dbg.kernel.linux.layout import observed, read_number, read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -32,7 +32,7 @@ def read_per_cpu_offsets(kernel: Kernel) -> Mapping[int, int]:
     Raises:
         ReadError, CorruptError: the masks or the table are broken.
     """
-    return remembered(kernel, _read_offsets)
+    return observed(kernel, _read_offsets)
 
 
 def _read_offsets(kernel: Kernel) -> Mapping[int, int]:

@@ -45,6 +45,11 @@ class CredentialReader:
         self._known: dict[int, Credentials] = {}
         self._groups: dict[int, tuple[int, ...]] = {0: ()}
 
+    def forget(self) -> None:
+        """Forget what was read: memory changes."""
+        self._known = {}
+        self._groups = {0: ()}
+
     def read(self, address: int) -> Credentials:
         """Return the credentials at `address`. Raises ReadError, CorruptError."""
         found = self._known.get(address)

@@ -10,6 +10,7 @@ from kvm_dbg.arch.base import Arch, Paging
 from kvm_dbg.debuginfo.base import TypeTable
 from kvm_dbg.elf import SHT_NOBITS
 from kvm_dbg.errors import (
+    CommandError,
     CorruptError,
     FileAccessError,
     FormatError,
@@ -23,7 +24,7 @@ from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.index import Index
 from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.linux import boot_x86_64, vmlinux
-from kvm_dbg.kernel.linux.boot import Boot
+from kvm_dbg.kernel.linux.boot import Boot, verify
 from kvm_dbg.kernel.linux.discovery import BLOCK, choose
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import SymbolTable
@@ -43,6 +44,7 @@ class LinuxKernel(Kernel):
         vmcoreinfo: None if the image has none. vmlinux_path: None without a kernel file. build_id: lower-case digits,
         None if unknown. quirks: a sentence each, what a careful reader wants to know. index_directory: None for none.
         memo: what free functions derive from types and symbols, by the function that made it (`layout.remembered`).
+        observed: what they read from memory, which a refresh forgets (`layout.observed`).
     """
 
     def __init__(
@@ -74,6 +76,12 @@ class LinuxKernel(Kernel):
         self.build_id = build_id or boot.build_id
         self.index_directory = index_directory
         self.memo: dict[object, object] = {}
+        self.observed: dict[object, object] = {}
+        self._changes: dict[str, int] = {}
+        if image.live:
+            from kvm_dbg.kernel.linux.live import LIVE_LINUX
+
+            self.room = LIVE_LINUX
         self.quirks = (*boot.quirks, *quirks)
         self._make_types = make_types
         self._types: TypeTable | None = None
@@ -95,6 +103,24 @@ class LinuxKernel(Kernel):
 
     def translate(self, vaddr: int) -> int:
         return self.space.translate(vaddr)
+
+    def refresh(self) -> None:
+        self.space.invalidate()
+        self.observed.clear()
+        self._changes.clear()
+        if self.vmcoreinfo is None or not self.boot.verified:
+            return
+        _, problem = verify(self.space, self.vmcoreinfo)
+        if problem:
+            name = self.image.paths[0] if self.image.paths else "the image"
+            raise CommandError(f"{name}: the kernel is not the one that was opened any more ({problem}): open it again")
+
+    def note_change(self, text: str) -> None:
+        self._changes[text] = self._changes.get(text, 0) + 1
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        return tuple(text if count == 1 else f"{text} ({count} times)" for text, count in self._changes.items())
 
 
 def open_linux(

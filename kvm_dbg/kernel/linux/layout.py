@@ -200,6 +200,16 @@ def read_pointer(kernel: Kernel, vaddr: int) -> int:
 def remembered(kernel: Kernel, make: Callable[[Kernel], Result]) -> Result:
     """Return `make(kernel)`, made once per kernel where the kernel offers a `memo` to keep it in."""
     memo: dict[object, Result] | None = getattr(kernel, "memo", None)
+    return _kept(memo, kernel, make)
+
+
+def observed(kernel: Kernel, make: Callable[[Kernel], Result]) -> Result:
+    """Return `make(kernel)`, which reads memory that may change: made once until the kernel is refreshed."""
+    memo: dict[object, Result] | None = getattr(kernel, "observed", None)
+    return _kept(memo, kernel, make)
+
+
+def _kept(memo: dict[object, Result] | None, kernel: Kernel, make: Callable[[Kernel], Result]) -> Result:
     if memo is None:
         return make(kernel)
     if make not in memo:

@@ -41,6 +41,10 @@ class PidReader:
         self.link_size = 0 if by_signal else types.size_of("struct pid_link")
         self.link_pid = 0 if by_signal else types.offset_of("struct pid_link", "pid")
 
+    def forget(self) -> None:
+        """Forget what was read: memory changes."""
+        self._known = {0: 0}
+
     def number(self, address: int) -> int:
         """Return the PID that the struct pid at `address` stands for; 0 for NULL. Raises ReadError."""
         found = self._known.get(address)

@@ -118,6 +118,13 @@ class ProcessReader:
         for task in tasks:
             self._tgids[task.address] = task["tgid"]
 
+    def forget(self) -> None:
+        """Forget what was read once for several tasks: another object may be at its address by now."""
+        self._tgids = {0: 0}
+        self._pids.forget()
+        self._credentials.forget()
+        self._terminals.forget()
+
     def process(self, task: Record) -> Process:
         """Return the process that the thread group leader `task` stands for. Raises ReadError."""
         unread: list[str] = []

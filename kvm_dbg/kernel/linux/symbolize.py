@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, remembered
+from kvm_dbg.kernel.linux.layout import Layout, Names, Record, observed
 from kvm_dbg.kernel.linux.module import ModuleReader, for_each_module_record
 from kvm_dbg.symbols.base import Symbol, SymbolTable
 from kvm_dbg.symbols.kallsyms import MAX_NAME, MAX_SYMBOLS, JoinedSymbols, ListedSymbols, parse_module_symbols
@@ -48,7 +48,7 @@ def find_symbol(kernel: Kernel, address: int) -> Symbol | None:
     """Return the symbol that `address` lies in, the kernel's own without a look at modules; None if there is none."""
     first, end = kernel.symbols.find("_stext"), kernel.symbols.find("_end")
     own = first is not None and end is not None and first.address <= address < end.address
-    table = kernel.symbols if own else remembered(kernel, read_all_symbols)
+    table = kernel.symbols if own else observed(kernel, read_all_symbols)
     symbol = table.find_at(address)
     return symbol if symbol is not None and not is_marker(symbol.name) else None
 

@@ -110,7 +110,12 @@ def read_leaders(kernel: Kernel) -> tuple[list[Record], KvmDbgError | None]:
     """Return all thread group leaders in ascending order of PID, and what was wrong with the kernel's list.
 
     Where the list is broken, its other end and the allocator of PIDs supply the rest, as far as they can be read.
+    Where memory changes while it is read, they come from the allocator of PIDs.
     """
+    if kernel.image.live:
+        from kvm_dbg.kernel.linux.live import read_live_leaders
+
+        return read_live_leaders(kernel)
     leaders: list[Record] = []
     try:
         for task in for_each_leader(kernel):
@@ -159,6 +164,10 @@ def read_threads(kernel: Kernel, leader: Record, thread_head: int) -> tuple[list
 
     `thread_head` is the offset of signal_struct.thread_head in bytes.
     """
+    if kernel.image.live:
+        from kvm_dbg.kernel.linux.live import read_live_threads
+
+        return read_live_threads(kernel, leader)
     layout = leader.layout
     offset = layout.offsets["thread_node"]
     threads: list[Record] = []

@@ -105,7 +105,8 @@ class ThreadReader:
         elif state.registers:
             registers, why = dict(state.registers), f"{state.source}, CPU {state.cpu}"
         else:
-            registers, why = {}, f"runs on CPU {state.cpu}, whose registers were not recorded"
+            told = "does not tell its registers while it runs" if self._kernel.image.live else "has none recorded"
+            registers, why = {}, f"runs on CPU {state.cpu}, which {told}"
         cpu = state.cpu if state is not None else task.get("cpu")
         name = read_name(self._kernel, task)
         return Thread(task["pid"], task["tgid"], name, task.address, cpu, state is not None, registers, why)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import SymbolNotFound
-from kvm_dbg.kernel.linux.layout import Layout, Record, remembered
+from kvm_dbg.kernel.linux.layout import Layout, Record, observed
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -36,7 +36,7 @@ class Clock(NamedTuple):
 
 def read_clock(kernel: Kernel) -> Clock:
     """Return the clocks. Raises SymbolNotFound, ReadError."""
-    return remembered(kernel, _read_clock)
+    return observed(kernel, _read_clock)
 
 
 def _read_clock(kernel: Kernel) -> Clock:

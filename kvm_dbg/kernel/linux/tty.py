@@ -45,6 +45,10 @@ class TerminalReader:
         self._driver = remembered(kernel, _make_driver)
         self._known: dict[int, Terminal] = {}
 
+    def forget(self) -> None:
+        """Forget what was read: memory changes."""
+        self._known = {}
+
     def read(self, address: int) -> Terminal:
         """Return the terminal at `address`. Raises ReadError."""
         found = self._known.get(address)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Frame, UnwindRow
-from kvm_dbg.kernel.linux.layout import remembered
+from kvm_dbg.kernel.linux.layout import observed
 from kvm_dbg.kernel.linux.orc import INIT_TEXT, RowFinder, find_range
 from kvm_dbg.kernel.linux.stack import USER, WORD, Stack, StackReader
 from kvm_dbg.kernel.linux.symbolize import find_symbol, shown_symbol
@@ -80,7 +80,7 @@ class Step(NamedTuple):
 
 def unwind(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
     """Yield the frames of a task, the innermost first; none if its registers are not known (`thread.why`)."""
-    unwinder = remembered(kernel, Unwinder)
+    unwinder = observed(kernel, Unwinder)
     for step in unwinder.walk_thread(thread):
         yield unwinder.frame(step)
 

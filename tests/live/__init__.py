@@ -1,0 +1,1 @@
+"""Live kernels: a guest that runs the project inside itself, and whose memory is a file that the host reads."""
