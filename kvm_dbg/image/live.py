@@ -1,6 +1,6 @@
 """The memory of this machine while it runs: /proc/kcore, /dev/mem, /dev/crash.
 
-Facts: fs/proc/kcore.c (an ELF core whose segments change with the machine; since 4.12, commit 464920104bf7, segments of
+Facts: fs/proc/kcore.c (an ELF core whose segments change with the machine; since 4.11, commit 464920104bf7, segments of
 RAM and of the kernel's text have a physical address, the others -1; VMCOREINFO is in its notes since 4.19, commit
 23c85094fe18; opening takes CAP_SYS_RAWIO, and no lockdown "confidentiality"), drivers/char/mem.c (an offset of /dev/mem
 is a physical address; a refused page ends a read with EPERM), arch/x86/mm/init.c devmem_is_allowed() (with
@@ -189,7 +189,7 @@ def open_kcore(source: Source) -> LiveImage:
             start, end = segment.paddr, segment.paddr + segment.filesz
             extents.append(Extent(start, end, Presence.PRESENT, segment.offset - start))
     if len(extents) > 1 and all(extent.start == 0 for extent in extents):
-        raise UnknownFormatError(source.path, "has no physical addresses: this takes Linux 4.12 or newer")
+        raise UnknownFormatError(source.path, "has no physical addresses: this takes Linux 4.11 or newer")
     # The notes of registers are empty, or this process's own: a CPU that runs has no recorded registers.
     kept = tuple(note for note in notes if note.name == VMCOREINFO)
     image = LiveImage(source, arrange(extents), kept, quirks)
