@@ -67,6 +67,7 @@ def put(session: Session, vaddr: int, value: int, size: int = 8) -> None:
     kernel = session.kernel
     write_memory(kernel, session.system.kernel_space(kernel), vaddr, value.to_bytes(size, "little"))
     kernel.memo.clear()  # type: ignore[attr-defined]
+    kernel.observed.clear()  # type: ignore[attr-defined]
 
 
 def unlink_a_task(session: Session) -> None:
