@@ -6,7 +6,7 @@ import pytest
 
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import OpenFile
-from kvm_dbg.kernel.linux.layout import decode_text
+from kvm_dbg.kernel.layout import decode_text
 from tests.golden.subject import Subject
 
 

@@ -14,7 +14,7 @@ from kvm_dbg.image import open_image
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import identify_kernels, open_kernel, system_of
 from kvm_dbg.kernel.base import Kernel, Thread
-from kvm_dbg.kernel.linux.layout import read_number
+from kvm_dbg.kernel.layout import read_number
 from tests.shared import shared_data, unpack
 
 DUMPS = ("vmcore-amd64-full", "vmcore-amd64-minidump")

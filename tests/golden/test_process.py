@@ -9,8 +9,8 @@ import pytest
 from kvm_dbg.errors import NotInImageError
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import Process
+from kvm_dbg.kernel.layout import decode_text
 from kvm_dbg.kernel.linux.argument import split_strings
-from kvm_dbg.kernel.linux.layout import decode_text
 from tests.golden.subject import TRANSIENT, Subject
 from tests.lab import ProcessTruth
 

@@ -20,8 +20,8 @@ import pytest
 
 from kvm_dbg.errors import ReadError
 from kvm_dbg.kernel import system_of
+from kvm_dbg.kernel.layout import decode_text
 from kvm_dbg.kernel.linux.cpu import read_per_cpu_offsets
-from kvm_dbg.kernel.linux.layout import decode_text
 from tests.golden.subject import Subject, find_subject
 
 drgn = pytest.importorskip("drgn", reason="drgn is not installed: pip install drgn")

@@ -25,7 +25,7 @@ from kvm_dbg.debuginfo.ctf_data import CtfData
 from kvm_dbg.debuginfo.value import Value
 from kvm_dbg.elf import ElfFile
 from kvm_dbg.errors import FormatError, KvmDbgError, MemberNotFound, TypeNotFound, UnsupportedError
-from kvm_dbg.kernel.linux.layout import Layout
+from kvm_dbg.kernel.layout import Layout
 from tests.writers import ctf as c
 from tests.writers.ctf import CtfWriter
 from tests.writers.kernel_file import ABS, FUNC, OBJECT, Entry, Part, write_kernel_file

@@ -27,7 +27,7 @@ from kvm_dbg.debuginfo.layout import LayoutTypes, open_layout
 from kvm_dbg.debuginfo.layout_file import LayoutFile
 from kvm_dbg.debuginfo.value import Value
 from kvm_dbg.errors import FileAccessError, FormatError, KvmDbgError, TypeNotFound
-from kvm_dbg.kernel.linux.layout import Layout
+from kvm_dbg.kernel.layout import Layout
 from tests.shared import shared_data
 
 Document = dict[str, Any]

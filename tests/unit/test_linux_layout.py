@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, NotMappedError, TypeNotFound
-from kvm_dbg.kernel.linux.layout import Layout, decode_text, read_number, remembered
+from kvm_dbg.kernel.layout import Layout, decode_text, read_number, remembered
 from kvm_dbg.kernel.linux.list import for_each_node
 from kvm_dbg.kernel.linux.window import PIECE, Window
 from tests.writers.linux import PAGE, World

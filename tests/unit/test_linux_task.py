@@ -8,8 +8,8 @@ import pytest
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, NotMappedError
 from kvm_dbg.kernel.base import Lwp, Process
+from kvm_dbg.kernel.layout import Record
 from kvm_dbg.kernel.linux.cpu import read_current_tasks, read_per_cpu_offsets
-from kvm_dbg.kernel.linux.layout import Record
 from kvm_dbg.kernel.linux.loadavg import hundredths
 from kvm_dbg.kernel.linux.pid import for_each_numbered_task, read_last_pid
 from kvm_dbg.kernel.linux.process import for_each_lwp, for_each_process

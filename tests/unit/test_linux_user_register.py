@@ -8,7 +8,7 @@ import pytest
 
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.kernel.base import CpuState
-from kvm_dbg.kernel.linux.layout import Layout
+from kvm_dbg.kernel.layout import Layout
 from kvm_dbg.kernel.linux.user_register import UserRegisterReader
 from tests.writers.linux import World
 

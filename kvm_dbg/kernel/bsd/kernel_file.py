@@ -11,7 +11,7 @@ from kvm_dbg.debuginfo.kernel_types import open_kernel_types
 from kvm_dbg.elf import ET_REL, NT_GNU_BUILD_ID, SHT_NOTE, ElfFile, for_each_note
 from kvm_dbg.errors import FormatError, KernelMismatchError, ReadError, UnknownFormatError, UnsupportedError
 from kvm_dbg.index import Index
-from kvm_dbg.kernel.linux.layout import decode_text
+from kvm_dbg.kernel.layout import decode_text
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.elf import ElfSymbolTable, open_kernel_file
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.kernel.base import LoadAverage
-from kvm_dbg.kernel.linux.layout import read_number
+from kvm_dbg.kernel.layout import read_number
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from kvm_dbg.kernel.base import LogRecord
-from kvm_dbg.kernel.linux.layout import decode_text
+from kvm_dbg.kernel.layout import decode_text
 
 PRIORITY = re.compile(rb"<(\d{1,3})>")
 LEVEL_BITS = 3

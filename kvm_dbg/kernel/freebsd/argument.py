@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.kernel.freebsd.proc import proc_layout
-from kvm_dbg.kernel.linux.layout import Layout
+from kvm_dbg.kernel.layout import Layout
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel, Process

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.base import ArrayType, IntType, Member, PointerType, StructType, Type, TypeTable, VoidType
 from kvm_dbg.errors import CorruptError, KernelMismatchError, ReadError, TypeNotFound, UnknownFormatError
-from kvm_dbg.kernel.linux.layout import read_number
+from kvm_dbg.kernel.layout import read_number
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.freebsd.kernel import FreeBSDKernel

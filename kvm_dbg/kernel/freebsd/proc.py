@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kvm_dbg.errors import CorruptError, FormatError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.bsd.queue import for_each_entry
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -21,7 +21,7 @@ from kvm_dbg.kernel.freebsd.proc import (
     proc_layout,
     sorted_procs,
 )
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, decode_text, read_number
+from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_number
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

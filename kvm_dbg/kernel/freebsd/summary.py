@@ -18,7 +18,7 @@ from kvm_dbg.kernel.bsd.loadavg import read_load_average
 from kvm_dbg.kernel.bsd.msgbuf import for_each_record, unroll
 from kvm_dbg.kernel.bsd.queue import for_each_entry
 from kvm_dbg.kernel.freebsd.proc import MISSING, for_each_proc, for_each_thread_of
-from kvm_dbg.kernel.linux.layout import Layout, Names, decode_text, read_number, read_pointer
+from kvm_dbg.kernel.layout import Layout, Names, decode_text, read_number, read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

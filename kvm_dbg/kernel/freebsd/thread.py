@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from kvm_dbg.errors import CorruptError, KvmDbgError, ReadError
 from kvm_dbg.kernel.base import Thread
 from kvm_dbg.kernel.freebsd.proc import MISSING, for_each_proc, for_each_thread_of, oncpu_of
-from kvm_dbg.kernel.linux.layout import Record, read_number, read_pointer
+from kvm_dbg.kernel.layout import Record, read_number, read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -15,7 +15,7 @@ from kvm_dbg.errors import ReadError
 from kvm_dbg.kernel.base import Frame
 from kvm_dbg.kernel.bsd.symbolize import find_symbol
 from kvm_dbg.kernel.freebsd.proc import MISSING, thread_layout
-from kvm_dbg.kernel.linux.layout import read_pointer
+from kvm_dbg.kernel.layout import read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel, Thread

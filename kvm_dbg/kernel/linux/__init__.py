@@ -123,7 +123,7 @@ class Linux:
         return kernel_space(kernel)
 
     def all_symbols(self, kernel: Kernel) -> SymbolTable:
-        from kvm_dbg.kernel.linux.layout import observed
+        from kvm_dbg.kernel.layout import observed
         from kvm_dbg.kernel.linux.symbolize import read_all_symbols
 
         return observed(kernel, read_all_symbols)

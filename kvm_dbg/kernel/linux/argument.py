@@ -15,7 +15,7 @@ from kvm_dbg.kernel.linux.task import task_layout
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel, Process
-    from kvm_dbg.kernel.linux.layout import Record
+    from kvm_dbg.kernel.layout import Record
     from kvm_dbg.kernel.space import ImageSpace
 
 LIMIT = 1 << 26  # bytes; the kernel allows 3/4 of 8 MiB, include/uapi/linux/binfmts.h and fs/exec.c

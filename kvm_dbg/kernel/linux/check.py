@@ -7,25 +7,14 @@ are in the image and agree, what the commands show is believed with reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from kvm_dbg.errors import CorruptError, FormatError, KvmDbgError
-from kvm_dbg.kernel.base import Check
+from kvm_dbg.kernel.check import Subject, check_subjects
 from kvm_dbg.kernel.linux import check_content, check_layout, check_memory, check_task
 
 if TYPE_CHECKING:
-    from kvm_dbg.kernel.base import Kernel
-    from kvm_dbg.kernel.linux.check_finding import Finding
-
-
-class Subject(NamedTuple):
-    """One comparison, and the commands whose data it is about."""
-
-    title: str
-    commands: tuple[str, ...]
-    look: Callable[[Kernel], Iterator[Finding]]
-
+    from kvm_dbg.kernel.base import Check, Kernel
 
 TASKS = ("procs", "lwps", "args", "env", "files", "vm", "user", "gcore", "bt")
 TYPED = (*TASKS, "mods", "log", "sys", "loadavg")
@@ -54,23 +43,5 @@ SUBJECTS: tuple[Subject, ...] = (
 
 
 def for_each_check(kernel: Kernel, command: str | None = None) -> Iterator[Check]:
-    """Yield the findings for every command, or for one; a look that several commands share is taken once."""
-    for subject in SUBJECTS:
-        commands = subject.commands if command is None else tuple(name for name in subject.commands if name == command)
-        if not commands:
-            continue
-        for grade, text in _look(kernel, subject):
-            for name in commands:
-                yield Check(name, subject.title, grade, text)
-
-
-def _look(kernel: Kernel, subject: Subject) -> list[Finding]:
-    findings: list[Finding] = []
-    try:
-        for finding in subject.look(kernel):
-            findings.append(finding)  # one by one: those before an error count
-    except (CorruptError, FormatError) as error:
-        findings.append(("suspect", str(error)))
-    except KvmDbgError as error:  # missing pages, symbols, types: it cannot be looked at
-        findings.append(("partial", str(error)))
-    return findings
+    """Yield the findings for every command, or for one."""
+    return check_subjects(SUBJECTS, kernel, command)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import KvmDbgError, ReadError
-from kvm_dbg.kernel.linux.check_finding import Finding, compare, count_lost, count_unread, enumerate_some
-from kvm_dbg.kernel.linux.layout import decode_text
+from kvm_dbg.kernel.check import Finding
+from kvm_dbg.kernel.layout import decode_text
+from kvm_dbg.kernel.linux.check_finding import compare, count_lost, count_unread, enumerate_some
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel, Process
@@ -70,7 +71,7 @@ def check_files(kernel: Kernel) -> Iterator[Finding]:
 
 def check_mappings(kernel: Kernel) -> Iterator[Finding]:
     """Compare the number of mappings that are found with the one that each process counts."""
-    from kvm_dbg.kernel.linux.layout import read_number
+    from kvm_dbg.kernel.layout import read_number
     from kvm_dbg.kernel.linux.task import task_layout
     from kvm_dbg.kernel.linux.vma import for_each_mapping
 

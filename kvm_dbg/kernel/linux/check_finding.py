@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-Finding = tuple[str, str]
-"""(grade, text), see `kernel.base.Check`."""
+from kvm_dbg.kernel.check import Finding
 
 EXAMPLES = 3  # named in a sentence; the others are counted
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.value import read_string
-from kvm_dbg.kernel.linux.check_finding import Finding, compare
-from kvm_dbg.kernel.linux.layout import Layout, decode_text
+from kvm_dbg.kernel.check import Finding
+from kvm_dbg.kernel.layout import Layout, decode_text
+from kvm_dbg.kernel.linux.check_finding import compare
 from kvm_dbg.kernel.linux.list import for_each_node
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import NotMappedError, ReadError
 from kvm_dbg.image.base import Presence
-from kvm_dbg.kernel.linux.check_finding import Finding, compare
-from kvm_dbg.kernel.linux.layout import read_pointer
+from kvm_dbg.kernel.check import Finding
+from kvm_dbg.kernel.layout import read_pointer
+from kvm_dbg.kernel.linux.check_finding import compare
 from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 
 if TYPE_CHECKING:

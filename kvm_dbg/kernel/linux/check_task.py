@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import ReadError
-from kvm_dbg.kernel.linux.check_finding import Finding, compare, count_unread
-from kvm_dbg.kernel.linux.layout import Record, observed
+from kvm_dbg.kernel.check import Finding
+from kvm_dbg.kernel.layout import Record, observed
+from kvm_dbg.kernel.linux.check_finding import compare, count_unread
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

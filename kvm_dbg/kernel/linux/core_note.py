@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from kvm_dbg.arch.x86_64_register import USER_REGS, USER_REGS_FORMAT
 from kvm_dbg.errors import KvmDbgError, UnsupportedError
 from kvm_dbg.image.base import Note
+from kvm_dbg.kernel.layout import Layout, Record
 from kvm_dbg.kernel.linux.argument import read_arguments
-from kvm_dbg.kernel.linux.layout import Layout, Record
 from kvm_dbg.kernel.linux.task import LETTERS, task_layout
 from kvm_dbg.kernel.linux.user_register import COMPAT_CS
 from kvm_dbg.kernel.linux.user_thread import MISSING, for_each_user_registers, read_auxiliary_vector, read_tasks

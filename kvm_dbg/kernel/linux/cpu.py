@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.base import size_of
 from kvm_dbg.errors import CorruptError
-from kvm_dbg.kernel.linux.layout import observed, read_number, read_pointer
+from kvm_dbg.kernel.layout import observed, read_number, read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvm_dbg.kernel.linux.layout import Record
+from kvm_dbg.kernel.layout import Record
 
 
 class CpuTime(NamedTuple):

@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import CorruptError
-from kvm_dbg.kernel.linux.layout import Layout, Names, read_number, remembered
+from kvm_dbg.kernel.layout import Layout, Names, read_number, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, NotMappedError, ReadError
 from kvm_dbg.kernel.base import OpenFile
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, read_pointer, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, read_pointer, remembered
 from kvm_dbg.kernel.linux.path import PathReader
 from kvm_dbg.kernel.linux.process import attempt
 from kvm_dbg.kernel.linux.task import read_leaders

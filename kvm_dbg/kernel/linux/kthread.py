@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import MemberNotFound, ReadError, TypeNotFound
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, decode_text, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, remembered
 from kvm_dbg.kernel.linux.task import PF_KTHREAD, PF_WQ_WORKER
 
 if TYPE_CHECKING:

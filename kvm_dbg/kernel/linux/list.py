@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError
-from kvm_dbg.kernel.linux.layout import read_pointer
+from kvm_dbg.kernel.layout import read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import LoadAverage
+from kvm_dbg.kernel.layout import read_number
 from kvm_dbg.kernel.linux.cpu import read_running
-from kvm_dbg.kernel.linux.layout import read_number
 from kvm_dbg.kernel.linux.pid import read_last_pid
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.base import ArrayType, StructType, Type, size_of
 from kvm_dbg.errors import CommandError, MemberNotFound
+from kvm_dbg.kernel.layout import Layout, Names, Record, remembered
 from kvm_dbg.kernel.linux.cpu import read_per_cpu_offsets
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, remembered
 from kvm_dbg.kernel.linux.task import PF_KTHREAD, task_layout
 from kvm_dbg.kernel.space import ImageSpace
 

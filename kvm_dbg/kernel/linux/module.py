@@ -16,7 +16,7 @@ from kvm_dbg.debuginfo.base import ArrayType, StructType, size_of
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, TypeNotFound
 from kvm_dbg.kernel.base import Module
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, decode_text, read_number, read_pointer, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_number, read_pointer, remembered
 from kvm_dbg.kernel.linux.list import ListGuard, for_each_node
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.debuginfo.btf import BtfTypes
 from kvm_dbg.errors import KvmDbgError, MemberNotFound, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.linux.layout import Layout, remembered
+from kvm_dbg.kernel.layout import Layout, remembered
 from kvm_dbg.kernel.linux.list import for_each_node
 from kvm_dbg.kernel.linux.module import MAX_MODULES, for_each_module_record
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from kvm_dbg.debuginfo.base import StructType
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Kernel, UnwindRow
-from kvm_dbg.kernel.linux.layout import Layout, Names, remembered
+from kvm_dbg.kernel.layout import Layout, Names, remembered
 from kvm_dbg.kernel.linux.module import ModuleReader, for_each_module_record
 
 IP_SIZE = 4  # bytes of one entry of the address table

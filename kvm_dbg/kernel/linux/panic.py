@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, ReadError, SymbolNotFound
+from kvm_dbg.kernel.layout import read_number
 from kvm_dbg.kernel.linux.cpu import read_per_cpu_offsets
-from kvm_dbg.kernel.linux.layout import read_number
 from kvm_dbg.kernel.linux.printk import for_each_log_record
 
 if TYPE_CHECKING:

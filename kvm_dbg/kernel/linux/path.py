@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, decode_text, read_pointer, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_pointer, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

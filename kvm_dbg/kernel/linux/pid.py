@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.base import ArrayType, StructType, size_of
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError
-from kvm_dbg.kernel.linux.layout import Record, read_number, read_pointer
+from kvm_dbg.kernel.layout import Record, read_number, read_pointer
 from kvm_dbg.kernel.linux.list import LIMIT
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kvm_dbg.debuginfo.base import StructType
 from kvm_dbg.errors import CorruptError, ReadError
 from kvm_dbg.kernel.base import LogRecord
-from kvm_dbg.kernel.linux.layout import Layout, Names, decode_text, read_number, read_pointer
+from kvm_dbg.kernel.layout import Layout, Names, decode_text, read_number, read_pointer
 from kvm_dbg.kernel.linux.window import Window
 
 if TYPE_CHECKING:

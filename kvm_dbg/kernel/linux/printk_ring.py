@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, ReadError
 from kvm_dbg.kernel.base import LogRecord
-from kvm_dbg.kernel.linux.layout import Layout, Names, decode_text, read_pointer
+from kvm_dbg.kernel.layout import Layout, Names, decode_text, read_pointer
 from kvm_dbg.kernel.linux.printk_record import NSEC, BitField, describe_loss, format_caller
 from kvm_dbg.kernel.linux.window import Window
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Lwp, Process
+from kvm_dbg.kernel.layout import Layout, Names, Record, read_number, remembered
 from kvm_dbg.kernel.linux.cpu import read_current_tasks
 from kvm_dbg.kernel.linux.cputime import read_process_time, read_thread_time
 from kvm_dbg.kernel.linux.cred import CredentialReader
 from kvm_dbg.kernel.linux.kthread import read_name
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, read_number, remembered
 from kvm_dbg.kernel.linux.mm import ResidentCounter, read_own_mm
 from kvm_dbg.kernel.linux.pid import PidReader
 from kvm_dbg.kernel.linux.task import (

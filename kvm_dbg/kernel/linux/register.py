@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from kvm_dbg.arch.x86_64_register import parse_qemu_cpu_state
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import CpuState
+from kvm_dbg.kernel.layout import Layout, Names, read_number, read_pointer, remembered
 from kvm_dbg.kernel.linux.cpu import read_current_tasks, read_per_cpu_offsets
-from kvm_dbg.kernel.linux.layout import Layout, Names, read_number, read_pointer, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -19,7 +19,7 @@ from kvm_dbg.debuginfo.relocation import relocated
 from kvm_dbg.elf import ElfFile, open_elf
 from kvm_dbg.errors import CorruptError, ReadError, SymbolNotFound
 from kvm_dbg.kernel.base import Frame, Kernel, Module, SourcePlace, Thread, Variable
-from kvm_dbg.kernel.linux.layout import remembered
+from kvm_dbg.kernel.layout import remembered
 from kvm_dbg.kernel.linux.module import for_each_module
 from kvm_dbg.kernel.linux.stack import USER
 

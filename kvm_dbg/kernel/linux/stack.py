@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.base import StructType, size_of
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
+from kvm_dbg.kernel.layout import Layout, read_pointer, remembered
 from kvm_dbg.kernel.linux.cpu import read_per_cpu_offsets
-from kvm_dbg.kernel.linux.layout import Layout, read_pointer, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

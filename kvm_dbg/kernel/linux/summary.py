@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Process, SystemSummary
+from kvm_dbg.kernel.layout import Layout, decode_text, read_pointer
 from kvm_dbg.kernel.linux.cpu import read_current_tasks, read_per_cpu_offsets
-from kvm_dbg.kernel.linux.layout import Layout, decode_text, read_pointer
 from kvm_dbg.kernel.linux.loadavg import read_load_average, read_thread_count
 from kvm_dbg.kernel.linux.module import TAINT_LETTERS
 from kvm_dbg.kernel.linux.panic import read_panic_cpu, read_panic_message

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, observed
+from kvm_dbg.kernel.layout import Layout, Names, Record, observed
 from kvm_dbg.kernel.linux.module import ModuleReader, for_each_module_record
 from kvm_dbg.symbols.base import Symbol, SymbolTable
 from kvm_dbg.symbols.kallsyms import MAX_NAME, MAX_SYMBOLS, JoinedSymbols, ListedSymbols, parse_module_symbols

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, ReadError
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, read_pointer, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, read_pointer, remembered
 from kvm_dbg.kernel.linux.list import LIMIT, ListGuard
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import CpuState, Thread
+from kvm_dbg.kernel.layout import Record, remembered
 from kvm_dbg.kernel.linux.cpu import read_idle_tasks
 from kvm_dbg.kernel.linux.kthread import read_name
-from kvm_dbg.kernel.linux.layout import Record, remembered
 from kvm_dbg.kernel.linux.panic import read_panic_cpu
 from kvm_dbg.kernel.linux.process import signal_layout
 from kvm_dbg.kernel.linux.register import SwitchFrame, read_cpu_states, read_noted_states

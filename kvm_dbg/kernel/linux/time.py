@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import SymbolNotFound
-from kvm_dbg.kernel.linux.layout import Layout, Record, observed
+from kvm_dbg.kernel.layout import Layout, Record, observed
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.debuginfo.value import read_string
-from kvm_dbg.kernel.linux.layout import Layout, Names, decode_text, remembered
+from kvm_dbg.kernel.layout import Layout, Names, decode_text, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Frame, UnwindRow
-from kvm_dbg.kernel.linux.layout import observed
+from kvm_dbg.kernel.layout import observed
 from kvm_dbg.kernel.linux.orc import INIT_TEXT, RowFinder, find_range
 from kvm_dbg.kernel.linux.stack import USER, WORD, Stack, StackReader
 from kvm_dbg.kernel.linux.symbolize import find_symbol, shown_symbol

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, UnsupportedError
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, read_number
+from kvm_dbg.kernel.layout import Layout, Names, Record, read_number
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import CpuState, Kernel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import UserThread
-from kvm_dbg.kernel.linux.layout import Layout, Record
+from kvm_dbg.kernel.layout import Layout, Record
 from kvm_dbg.kernel.linux.register import read_cpu_states
 from kvm_dbg.kernel.linux.task import read_threads, task_layout, thread_head_offset
 from kvm_dbg.kernel.linux.user_register import COMPAT_CS, UserRegisterReader

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError
 from kvm_dbg.kernel.base import MemoryMapping
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, decode_text, read_number, read_pointer, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_number, read_pointer, remembered
 from kvm_dbg.kernel.linux.list import ListGuard
 from kvm_dbg.kernel.linux.maple import MapleTree
 from kvm_dbg.kernel.linux.path import PathReader

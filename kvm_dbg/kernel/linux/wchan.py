@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.linux.layout import Record, observed, remembered
+from kvm_dbg.kernel.layout import Record, observed, remembered
 from kvm_dbg.kernel.linux.register import SwitchFrame
 from kvm_dbg.kernel.linux.stack import USER, make_saved
 from kvm_dbg.kernel.linux.unwind import ORC, REGISTERS, Unwinder

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CommandError, CorruptError
-from kvm_dbg.kernel.linux.layout import Layout
+from kvm_dbg.kernel.layout import Layout
 from kvm_dbg.kernel.netbsd.proc import find_proc
 from kvm_dbg.kernel.netbsd.space import user_space
 

@@ -6,33 +6,22 @@ sys/arch/amd64/amd64/machdep.c (`dumpmag` is 0x8fca0101 in every dump), sys/kern
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from kvm_dbg.errors import CorruptError, FormatError, KvmDbgError
-from kvm_dbg.kernel.base import Check
 from kvm_dbg.kernel.bsd.loadavg import read_load_average
-from kvm_dbg.kernel.linux.layout import read_number
+from kvm_dbg.kernel.check import Finding, Subject, check_subjects
+from kvm_dbg.kernel.layout import read_number
 from kvm_dbg.kernel.netbsd.cpu import read_current_lwps
 from kvm_dbg.kernel.netbsd.log import for_each_log_record
 from kvm_dbg.kernel.netbsd.proc import find_proc, read_count, read_lwps, read_procs
 
 if TYPE_CHECKING:
-    from kvm_dbg.kernel.base import Kernel
-
-Finding = tuple[str, str]  # grade, text
+    from kvm_dbg.kernel.base import Check, Kernel
 
 DUMPMAG = 0x8FCA0101
 MAX_LOAD = 10_000
 PROCESSES = ("procs", "lwps", "args", "env", "files", "vm", "bt")
-
-
-class Subject(NamedTuple):
-    """One comparison, and the commands whose data it is about."""
-
-    title: str
-    commands: tuple[str, ...]
-    look: Callable[[Kernel], Iterator[Finding]]
 
 
 def _check_magic(kernel: Kernel) -> Iterator[Finding]:
@@ -120,23 +109,5 @@ SUBJECTS: tuple[Subject, ...] = (
 
 
 def for_each_check(kernel: Kernel, command: str | None = None) -> Iterator[Check]:
-    """Yield the findings for every command, or for one; a look that several commands share is taken once."""
-    for subject in SUBJECTS:
-        commands = subject.commands if command is None else tuple(name for name in subject.commands if name == command)
-        if not commands:
-            continue
-        for grade, text in _look(kernel, subject):
-            for name in commands:
-                yield Check(name, subject.title, grade, text)
-
-
-def _look(kernel: Kernel, subject: Subject) -> list[Finding]:
-    findings: list[Finding] = []
-    try:
-        for finding in subject.look(kernel):
-            findings.append(finding)  # one by one: those before an error count
-    except (CorruptError, FormatError) as error:
-        findings.append(("suspect", str(error)))
-    except KvmDbgError as error:  # missing pages, symbols, types: it cannot be looked at
-        findings.append(("partial", str(error)))
-    return findings
+    """Yield the findings for every command, or for one."""
+    return check_subjects(SUBJECTS, kernel, command)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.kernel.bsd.queue import for_each_entry
-from kvm_dbg.kernel.linux.layout import read_number, read_pointer, remembered
+from kvm_dbg.kernel.layout import read_number, read_pointer, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

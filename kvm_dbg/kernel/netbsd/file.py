@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError, TypeNotFound
 from kvm_dbg.kernel.base import OpenFile
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record
+from kvm_dbg.kernel.layout import Layout, Names, Record
 from kvm_dbg.kernel.netbsd.proc import read_procs
 from kvm_dbg.kernel.netbsd.state import SDEAD, SZOMB
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import MemberNotFound, ReadError
-from kvm_dbg.kernel.linux.layout import Record, decode_text
+from kvm_dbg.kernel.layout import Record, decode_text
 from kvm_dbg.kernel.netbsd.state import SDEAD, SZOMB
 
 if TYPE_CHECKING:

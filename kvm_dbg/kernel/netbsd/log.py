@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.kernel.bsd.msgbuf import for_each_record, unroll
-from kvm_dbg.kernel.linux.layout import read_pointer
+from kvm_dbg.kernel.layout import read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel, LogRecord

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.kernel.base import Module
 from kvm_dbg.kernel.bsd.queue import for_each_entry
-from kvm_dbg.kernel.linux.layout import Layout, Names, decode_text
+from kvm_dbg.kernel.layout import Layout, Names, decode_text
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Lwp, Process
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, decode_text, read_number
+from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_number
 from kvm_dbg.kernel.netbsd.cpu import read_cpus, read_current_lwps
 from kvm_dbg.kernel.netbsd.kinfo import KinfoReader, read_message, signed32
 from kvm_dbg.kernel.netbsd.proc import proc_layout, read_lwps, read_procs

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.arch.x86_64_register import parse_qemu_cpu_state
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.linux.layout import Layout, read_pointer, remembered
+from kvm_dbg.kernel.layout import Layout, read_pointer, remembered
 from kvm_dbg.kernel.netbsd.cpu import read_cpus
 
 if TYPE_CHECKING:

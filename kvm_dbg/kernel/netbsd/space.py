@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CommandError
 from kvm_dbg.kernel.bsd.kernel import BsdKernel
-from kvm_dbg.kernel.linux.layout import Record, read_pointer
+from kvm_dbg.kernel.layout import Record, read_pointer
 from kvm_dbg.kernel.netbsd.proc import find_proc
 from kvm_dbg.kernel.netbsd.state import PK_SYSTEM, SDEAD, SZOMB
 

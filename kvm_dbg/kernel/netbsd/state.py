@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvm_dbg.kernel.linux.layout import Record
+from kvm_dbg.kernel.layout import Record
 
 LSIDL, LSRUN, LSSLEEP, LSSTOP, LSZOMB, LSDEAD, LSONPROC, LSSUSPENDED = range(1, 9)
 SIDL, SACTIVE, SDYING, SSTOP, SZOMB, SDEAD = range(1, 7)

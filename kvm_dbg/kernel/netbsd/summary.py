@@ -13,7 +13,7 @@ from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import KvmDbgError
 from kvm_dbg.kernel.base import SystemSummary
 from kvm_dbg.kernel.bsd.loadavg import read_load_average
-from kvm_dbg.kernel.linux.layout import decode_text, read_number, read_pointer
+from kvm_dbg.kernel.layout import decode_text, read_number, read_pointer
 from kvm_dbg.kernel.netbsd.boot import NAME
 from kvm_dbg.kernel.netbsd.cpu import read_cpus, read_current_lwps
 from kvm_dbg.kernel.netbsd.log import HEADER

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import KvmDbgError
 from kvm_dbg.kernel.base import Thread
-from kvm_dbg.kernel.linux.layout import Record
+from kvm_dbg.kernel.layout import Record
 from kvm_dbg.kernel.netbsd.cpu import read_cpus, read_current_lwps
 from kvm_dbg.kernel.netbsd.proc import read_lwps, read_procs
 from kvm_dbg.kernel.netbsd.process import ProcessReader

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvm_dbg.kernel.linux.layout import Record, read_number
+from kvm_dbg.kernel.layout import Record, read_number
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

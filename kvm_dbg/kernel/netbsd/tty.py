@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import ReadError, SymbolNotFound
-from kvm_dbg.kernel.linux.layout import Layout, read_number, read_pointer
+from kvm_dbg.kernel.layout import Layout, read_number, read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

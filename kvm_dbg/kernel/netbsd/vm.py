@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError
 from kvm_dbg.kernel.base import MemoryMapping
-from kvm_dbg.kernel.linux.layout import Layout, Names, Record, read_pointer
+from kvm_dbg.kernel.layout import Layout, Names, Record, read_pointer
 from kvm_dbg.kernel.netbsd.proc import read_procs
 from kvm_dbg.kernel.netbsd.state import PK_SYSTEM, SDEAD, SZOMB
 
