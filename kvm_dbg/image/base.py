@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from kvm_dbg.errors import NotInImageError
+from kvm_dbg.errors import CommandError, NotInImageError
 
 ReadPhys = Callable[[int, int], bytes]  # (paddr, size in bytes) -> bytes; raises ReadError
 CHUNK_SIZE = 1 << 20  # bytes that `for_each_chunk` yields at most at a time
@@ -110,6 +110,19 @@ class PageMap(Protocol):
         """
 
 
+class MachineControl(Protocol):
+    """What can halt the machine whose memory an image shows, and let it go on."""
+
+    def is_running(self) -> bool:
+        """Return whether its processors run. Raises FileAccessError: it is gone."""
+
+    def halt(self) -> None:
+        """Stop its processors; nothing happens if they are stopped. Raises FileAccessError: it is gone."""
+
+    def resume(self) -> None:
+        """Let its processors run on; nothing happens if they do. Raises FileAccessError: it is gone."""
+
+
 class MemoryImage(ABC):
     """A kernel memory image: bytes by physical address.
 
@@ -118,12 +131,14 @@ class MemoryImage(ABC):
         notes: ELF notes in file order (VMCOREINFO, one NT_PRSTATUS per CPU, QEMU's CPU state, ...).
         page_map: where kernel addresses are, if the dump has a part for that.
         live: the memory changes while it is read: nothing that was read from it holds for longer than a command.
+        control: what halts the machine and lets it run, if there is a machine and something that can.
     """
 
     paths: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
     page_map: PageMap | None = None
     live: bool = False
+    control: MachineControl | None = None
 
     @property
     @abstractmethod
@@ -185,6 +200,18 @@ class MemoryImage(ABC):
                 continue
             for paddr in range(run.start, run.end, CHUNK_SIZE):
                 yield paddr, self.read(paddr, min(CHUNK_SIZE, run.end - paddr))
+
+    def put(self, paddr: int, data: bytes) -> None:
+        """Write into the memory itself, not into a copy: what runs on it sees the new bytes.
+
+        Raises:
+            CommandError: this image cannot be written to; says why.
+            NotInImageError: part of it is no memory; nothing is written then.
+        """
+        raise CommandError(
+            f"the memory behind {self.paths[0] if self.paths else 'this image'} cannot be written to ({paddr:#x},"
+            f" {len(data)} bytes)"
+        )
 
     def find_note(self, name: str, note_type: int | None = None) -> Note | None:
         """Return the first note called `name` (and of that type, if given)."""
