@@ -36,8 +36,8 @@ class Served:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            cwd=ROOT,
-            env={**os.environ, "TMPDIR": str(temporary)},
+            cwd=folder,  # where its image seems to be, and what it writes beside that
+            env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)},
         )
         self.first: dict[str, Any] = json.loads(self.read_line())
 
