@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from kvm_dbg.arch.base import Arch, Paging
 from kvm_dbg.arch.paging import BLOCK_SHIFT, BLOCK_SIZE, AddressSpace, TableCache
-from kvm_dbg.errors import NotInImageError, NotMappedError, ReadError
+from kvm_dbg.errors import CommandError, NotInImageError, NotMappedError, ReadError
 from kvm_dbg.image.base import MemoryImage, PartialRead, Presence, Range
+
+if TYPE_CHECKING:
+    from kvm_dbg.kernel.base import Kernel
 
 RUN_SIZE = 1 << 20  # bytes that `for_each_run` yields at most at a time
 
@@ -88,6 +92,14 @@ class ImageSpace(AddressSpace):
                 lost = next((piece.presence for piece in pieces if piece.presence is not Presence.PRESENT), None)
                 yield Range(vaddr, following - vaddr, lost or Presence.PRESENT)
             vaddr = following
+
+
+def kernel_space(kernel: Kernel) -> ImageSpace:
+    """Return the kernel's own address space. Raises CommandError if it was opened without page tables."""
+    space = getattr(kernel, "space", None)
+    if not isinstance(space, ImageSpace):
+        raise CommandError("this kernel was opened without page tables, so processes' memory cannot be read")
+    return space
 
 
 def _cut(run: Range) -> Iterator[Range]:

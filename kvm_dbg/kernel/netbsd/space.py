@@ -1,4 +1,4 @@
-"""Address spaces: the kernel's, and those of processes.
+"""Address spaces of processes.
 
 Sources: sys/arch/x86/include/pmap.h (struct pmap: pm_pdirpa is the physical address of the top page table, an array of
 them with PAE), sys/uvm/uvm_map.h (struct vm_map).
@@ -9,23 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CommandError
-from kvm_dbg.kernel.bsd.kernel import BsdKernel
 from kvm_dbg.kernel.layout import Record, read_pointer
 from kvm_dbg.kernel.netbsd.proc import find_proc
 from kvm_dbg.kernel.netbsd.state import PK_SYSTEM, SDEAD, SZOMB
+from kvm_dbg.kernel.space import kernel_space
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
     from kvm_dbg.kernel.space import ImageSpace
 
 PMAP, ROOT = ("struct vmspace", "vm_map.pmap"), ("struct pmap", "pm_pdirpa")
-
-
-def kernel_space(kernel: Kernel) -> ImageSpace:
-    """Return the kernel's own address space. Raises CommandError if it has none."""
-    if not isinstance(kernel, BsdKernel):
-        raise CommandError("this kernel was opened without page tables")
-    return kernel.space
 
 
 def address_space(kernel: Kernel, address: int) -> ImageSpace:
