@@ -123,6 +123,7 @@ class NetbsdImage(ExtentImage):
             details=(*details, *source.describe()),
             system="NetBSD",
             root=header.root,
+            pae=header.pae,
         )
 
 

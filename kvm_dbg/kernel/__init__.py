@@ -125,13 +125,12 @@ class _NetBSD:
     name = "NetBSD"
 
     def identify(self, image: MemoryImage, progress: Progress | None) -> list[Identity]:  # noqa: ARG002 - it is quick
-        from kvm_dbg.arch.x86_64 import X86_64
         from kvm_dbg.kernel.netbsd.boot import find_boots
 
         return [
             Identity(
                 self.name,
-                X86_64.name,
+                boot.arch.name if boot.arch is not None else image.info.machine or "?",
                 boot.release,
                 boot.version,
                 boot.paging,
