@@ -253,7 +253,8 @@ def open_kernel(
         try:
             return system.open(image, vmlinux, options)
         except KernelNotFoundError as error:
-            problem = problem or error
+            if problem is None or (error.candidates and not problem.candidates):
+                problem = error  # of the first system, or of the first that has a kernel in the image
     raise problem or KernelNotFoundError("no operating system is built in")
 
 

@@ -111,7 +111,8 @@ def _attach_own(
     raise KernelNotFoundError(
         f"no kernel file found for {boot.version or NAME}, and none of the symbols that the kernel keeps in memory"
         f" ({why}): name netbsd.gdb, or the name list netbsd.N that savecore wrote beside the dump. Looked at:"
-        + "".join(f"\n  {place}" for place in places)
+        + "".join(f"\n  {place}" for place in places),
+        (f"1: {boot.describe()}",),
     )
 
 

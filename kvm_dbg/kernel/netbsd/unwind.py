@@ -2,7 +2,8 @@
 
 Sources: the kernel is compiled with frame pointers (sys/arch/amd64/conf/Makefile.amd64); sys/arch/amd64/amd64/locore.S,
 vector.S and spl.S: entries from user space and interrupted code save all registers in a struct trapframe on the stack
-and call C without a frame of their own, so that it lies right behind the return address into them; a kernel LWP begins
+and call C without a frame of their own, so that it lies right behind the return address into them (that of system
+calls is do_syscall, and since 9.0 handle_syscall); a kernel LWP begins
 in lwp_trampoline, the first one in locore.S, with a frame pointer of 0.
 """
 
@@ -25,7 +26,7 @@ USER_PRIVILEGE = 3  # in the low bits of cs
 KERNEL_HALF = 1 << 63
 STARTS = ("lwp_trampoline", "longmode_hi", "start")
 STACK, USER = "LWP", "USER"
-ENTRIES = ("X", "do_syscall", "calltrap", "alltraps", "doreti", "intr", "trap_return")
+ENTRIES = ("X", "handle_syscall", "do_syscall", "calltrap", "alltraps", "doreti", "intr", "trap_return")
 """How the names of code begin that saves registers in a trap frame before it calls C."""
 
 
