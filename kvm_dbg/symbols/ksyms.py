@@ -5,7 +5,8 @@ Facts: sys/sys/ksyms.h (struct ksyms_symtab, the same from 5.0 to now up to `sd_
 kernel, and `addsymtab()` describes them by the variable `kernel_symtab`, whose name is "netbsd". Tables of modules
 follow it through `sd_queue`. All names count as one array: `st_name` has `sd_usroffset` added, the place of the table's
 own names in it. All symbols are said to be of one section, SHBSS (4, and 5 since the header has a note). Their values
-are run-time addresses, also of kernels that the boot loader (prekern) scatters over memory.
+are run-time addresses, also of kernels that the boot loader (prekern) scatters over memory. Kernels with KDTRACE_HOOKS
+keep symbols without names and those of source files as well, with the value 0.
 
 Nothing says where the tables are: the name "netbsd" is looked for, then the pointer to it in a struct ksyms_symtab.
 """
@@ -38,7 +39,7 @@ MAX_TABLES = 1 << 12
 LAST_SECTION = 16  # SHBSS has been 4 and 5
 FEWEST = 16  # symbols
 CTF_MAGIC = b"\xf1\xcf"
-_NAMES = (".symtab", ".strtab", ".shstrtab", ".bss", ".SUNW_ctf")
+_NAMES = (".symtab", ".strtab", ".shstrtab", ".bss", ".symtab_ctf", ".SUNW_ctf")
 
 
 class Memory(Protocol):
@@ -160,7 +161,7 @@ def _is_possible(table: Table, shape: Shape) -> bool:
         and 0 < table.strsize <= MAX_TABLE
         and 0 <= table.nglob <= table.symsize // shape.row
         and 0 <= table.usroffset <= MAX_TABLE
-        and 0 < table.minsym <= table.maxsym
+        and table.minsym <= table.maxsym > 0
         and bool(table.symstart and table.strstart)
     )
 
@@ -211,11 +212,16 @@ def _read_part(memory: Memory, table: Table, shape: Shape) -> _Part:
     """Return a table's symbols and names. Raises ReadError, CorruptError: the symbols' names are not in it."""
     symbols = memory.read(table.symstart, table.symsize) if table.symsize else b""
     strings = memory.read(table.strstart, table.strsize) if table.strsize else b""
-    names = struct.iter_unpack(f"{shape.order}I{shape.row - 4}x", symbols)
-    low, high = table.usroffset, table.usroffset + len(strings)
-    if not all(low <= name < high for (name,) in names) or (strings and strings[-1]):
-        raise CorruptError(table.symstart, "the symbols have names outside of their table")
-    return _Part(symbols, strings, table.usroffset)
+    parser = struct.Struct(f"{shape.order}I{shape.row - 4}x")
+    low, kept = table.usroffset, bytearray()
+    for at, (name,) in enumerate(parser.iter_unpack(symbols)):
+        if not low <= name < low + len(strings):
+            raise CorruptError(table.symstart, "the symbols have names outside of their table")
+        if strings[name - low]:
+            kept += symbols[at * shape.row : (at + 1) * shape.row]
+    if strings and strings[-1]:
+        raise CorruptError(table.strstart, "the last name does not end")
+    return _Part(bytes(kept), strings, low)
 
 
 def _read_ctf(memory: Memory, table: Table) -> bytes:
@@ -233,7 +239,7 @@ def _make_elf(parts: list[_Part], shape: Shape, ctf: bytes) -> bytes:
     """Return an ELF file of the tables, with the sections of savecore's name list.
 
     Symbols' section is one without bytes that claims all addresses. CTF counts symbols in the order of the kernel file,
-    which the kernel has sorted by name: it must not be used for the types of symbols, and is not linked to them.
+    which is lost, since the kernel sorts them by name: an empty table is linked to it, and no symbol has a type of it.
     """
     symbols = b"".join(part.symbols for part in parts)
     strings = bytearray(max(part.offset + len(part.strings) for part in parts))
@@ -247,13 +253,14 @@ def _make_elf(parts: list[_Part], shape: Shape, ctf: bytes) -> bytes:
     names = b"\0" + b"".join(name.encode() + b"\0" for name in _NAMES)
     wide = shape.word == 8
     header = 64 if wide else 52
-    rows: list[tuple[str, int, int, bytes, int, int]] = [("", 0, 0, b"", 0, 0)] * (section + (2 if ctf else 1))
+    rows: list[tuple[str, int, int, bytes, int, int]] = [("", 0, 0, b"", 0, 0)] * (section + (3 if ctf else 1))
     rows[1] = (".symtab", SHT_SYMTAB, 0, symbols, 2, shape.row)
     rows[2] = (".strtab", SHT_STRTAB, 0, bytes(strings), 0, 0)
     rows[3] = (".shstrtab", SHT_STRTAB, 0, names, 0, 0)
     rows[section] = (".bss", SHT_NOBITS, SHF_ALLOC | SHF_EXECINSTR, b"", 0, 0)
     if ctf:
-        rows[section + 1] = (".SUNW_ctf", SHT_PROGBITS, 0, ctf, 0, 0)
+        rows[section + 1] = (".symtab_ctf", SHT_SYMTAB, 0, b"", 2, shape.row)
+        rows[section + 2] = (".SUNW_ctf", SHT_PROGBITS, 0, ctf, section + 1, 0)
     entry = struct.Struct(shape.order + ("IIQQQQIIQQ" if wide else "10I"))
     place = header + entry.size * len(rows)
     table, body = [], []
