@@ -90,6 +90,9 @@ def test_i386(tmp_path: Path) -> None:
     with opened(tmp_path, write_kcore(FULL, 0x3FF000 | 0x200, mid=I386)) as image:
         check_same(image, BytesImage(FULL), reads=20)
         assert (image.info.machine, image.info.word_bits, image.info.root) == ("i386", 32, 0x3FF000)
+        assert image.info.pae
+    with opened(tmp_path, write_kcore(FULL, 0x3FF000, mid=I386)) as image:
+        assert (image.info.root, image.info.pae) == (0x3FF000, False)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def build(kind: str = "amd64") -> Machine:
     session = kernel.put(kernel.make("session", {"s_login": b"alice", "s_sid": 1}))
     group = kernel.put(kernel.make("pgrp", {"pg_session": session, "pg_id": 1}))
     stats = kernel.put(kernel.make("pstats", {"p_start": struct.pack("<qi", 1734350000, 500000)}))
-    pmap = kernel.put(kernel.make("pmap", {"pm_pdirpa": ROOT, "pm_stats": struct.pack("<q", 3)}))
+    pmap = kernel.made["pmap"] = kernel.put(kernel.make("pmap", {"pm_pdirpa": ROOT, "pm_stats": struct.pack("<q", 3)}))
     space = kernel.put(
         kernel.make("vmspace", {"vm_map.pmap": pmap, "vm_map.size": 0x5000, "vm_ssize": 1, "vm_issize": 1})
     )
@@ -279,6 +279,37 @@ def test_arguments(tmp_path: Path, user: str) -> None:
                 system.read_arguments(kernel, process)
         else:
             assert system.read_arguments(kernel, process) == [b"threads", b"-j 4"]
+
+
+@pytest.mark.parametrize("kind", ["i386", "i386-pae"])
+def test_arguments_on_i386(tmp_path: Path, kind: str) -> None:
+    """With PAE, a process's page directories are anywhere."""
+    machine = build(kind)
+    little = machine.kernel
+    stack, page = 0xBFBFE000, 0x400000
+    little.pages[page] = bytearray(PAGE)
+    if kind == "i386-pae":
+        directories = (0x420000, 0x410000, 0x430000, ROOT + 3 * PAGE)
+        for directory in directories[:3]:
+            little.pages[directory] = bytearray(PAGE)
+        little.map(directories[2] - 2 * PAGE, stack, page)  # the third gigabyte's
+        pmap = little.made["pmap"]
+        little.set(pmap + little.place("pmap", "pm_pdirpa")[0], struct.pack("<4Q", *directories))
+    else:
+        little.map(ROOT, stack, page)
+    offset, size = little.place("proc", "p_psstrp")
+    little.set(machine.procs[77] + offset, stack.to_bytes(size, "little"))
+    little.write(page, little.make("ps_strings", {"ps_argvstr": stack + 64, "ps_nargvstr": 1}))
+    little.write(page + 64, struct.pack("<2I", stack + 128, 0))
+    little.write(page + 128, b"threads\0")
+    with opened(machine, tmp_path) as kernel:
+        system = system_of(kernel)
+        process = next(one for one in system.for_each_process(kernel) if one.pid == 77)
+        assert system.read_arguments(kernel, process) == [b"threads"]
+        walk = walk_address(kernel, stack + 5, process.address)
+        assert (walk.paddr, [step.name for step in walk.steps]) == (page + 5, ["PDE", "PTE"])
+        with pytest.raises(NotMappedError):
+            walk_address(kernel, 0x5000, process.address)
 
 
 @pytest.mark.parametrize(

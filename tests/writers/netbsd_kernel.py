@@ -35,7 +35,7 @@ class Part(NamedTuple):
 
 
 class LittleNetbsd:
-    """A kernel; `pages` is its memory.
+    """A kernel; `pages` is its memory, `made` the addresses of what a test wants to find again.
 
     Args:
         wide: amd64, else i386. pae: i386 with PAE. scattered: its sections are anywhere from KERNBASE on.
@@ -48,6 +48,7 @@ class LittleNetbsd:
         self.structs = make_structs(wide=wide, pae=pae)
         self.pages: dict[int, bytearray] = {}
         self.symbols: dict[str, tuple[int, int, int]] = {}
+        self.made: dict[str, int] = {}
         self._next_table = ROOT + 4 * PAGE
         for number in range(4 if pae else 1):
             self.pages[ROOT + number * PAGE] = bytearray(PAGE)

@@ -136,7 +136,9 @@ class _NetBSD:
         return for_each_unwind_gap(kernel, covered)
 
     def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
-        return iter(())
+        from kvm_dbg.kernel.netbsd.unwind_table import for_each_unwind_table
+
+        return iter(()) if modules else for_each_unwind_table(kernel)
 
     def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
         return iter(())

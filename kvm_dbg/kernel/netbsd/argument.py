@@ -54,7 +54,7 @@ def _read(kernel: Kernel, process: Process, vector: str, count: str) -> list[byt
     else:
         word = kernel.arch.pointer_size
         layout = Layout(kernel.types, "struct ps_strings", STRINGS, order)
-        place = proc.get("psstrp") or USRSTACK - layout.struct_size
+        place = proc["psstrp"] if "psstrp" in proc or word == NARROW else USRSTACK - layout.struct_size
         strings = layout.read(space, place).numbers
     number = strings[count]
     if not any(strings.values()):

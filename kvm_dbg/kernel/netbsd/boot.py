@@ -37,7 +37,7 @@ KERNBASE = {X86_64.name: 0xFFFF_FFFF_8000_0000, I386.name: 0xC000_0000}
 WINDOW = {X86_64.name: 2 << 30, I386.name: 256 << 20}  # bytes from KERNBASE on that a kernel's image lies in
 LEVELS = {X86_64.name: 4, I386.name: 2}
 LOW = 128 << 20  # bytes of physical memory that the kernel's image and its first page tables are in
-MAX_IMAGE = 256 << 20  # bytes of a kernel's image that are looked at; the largest have 50 MiB
+MAX_IMAGE = 256 << 20  # bytes of a kernel's image that are looked at, or looked for; the largest have 50 MiB
 MAX_TABLES = 64  # top tables whose kernel half is looked through; that of every process has the same
 CHUNK_OVERLAP = 1024  # bytes: `version` is shorter
 BANNER = re.compile(rb"NetBSD (\d[\w.]*)( \([^\n\0]{1,128}\)[^\n\0]{0,256})\n\t[^\n\0]{0,512}\n\0")
@@ -109,7 +109,11 @@ def find_boots(image: MemoryImage) -> list[Boot]:
 def _verify(image: MemoryImage, ways: Iterator[_Way] | list[_Way], banners: dict[int, tuple[str, str]]) -> list[Boot]:
     """Return the kernels whose page tables lead to their version, one for each; banners are by physical address."""
     found: dict[str, Boot] = {}
+    seen: set[Paging] = set()
     for way in ways:
+        if way.paging in seen:
+            continue
+        seen.add(way.paging)
         space = ImageSpace(way.arch, image, way.paging)
         led = [banner for paddr, banner in banners.items() if _leads_to(space, paddr)]
         if not led and not found:
@@ -137,11 +141,11 @@ def for_each_block(space: ImageSpace) -> Iterator[tuple[int, bytes]]:
     start = KERNBASE[space.arch.name]
     left = MAX_IMAGE
     for run in space.for_each_run(start, start + WINDOW[space.arch.name]):
-        if run.presence is Presence.PRESENT and left > 0:
-            left -= run.size
-            yield run.start, space.read(run.start, run.size)
-        if left <= 0:
+        left -= run.size
+        if left < 0:
             return
+        if run.presence is Presence.PRESENT:
+            yield run.start, space.read(run.start, run.size)
 
 
 def _for_each_way(image: MemoryImage) -> Iterator[_Way]:

@@ -22,6 +22,12 @@ CALL = UnwindRow(0, 0, "call", "rbp", 2 * WORD, "previous", -2 * WORD)
 END = UnwindRow(0, 0, "end", "", 0)
 
 
+def for_each_unwind_table(kernel: Kernel) -> Iterator[UnwindTable]:
+    """Yield the rules of a kernel without a file: for all of its text."""
+    if getattr(kernel, "vmlinux_path", None) is None:
+        yield from for_each_unwind_gap(kernel, ())
+
+
 def for_each_unwind_gap(kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindTable]:
     """Yield rules for the runs of the kernel's text that are not `covered`."""
     text = next((area for area in for_each_area(kernel) if area.executable), None)
