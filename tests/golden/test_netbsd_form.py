@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 
@@ -18,6 +18,7 @@ from kvm_dbg.errors import CorruptError, KernelNotFoundError, NotMappedError
 from kvm_dbg.image import open_image
 from kvm_dbg.kernel import identify_kernels, open_kernel, system_of
 from kvm_dbg.kernel.base import Kernel
+from kvm_dbg.kernel.netbsd.kernel import NetbsdKernel
 from kvm_dbg.kernel.netbsd.register import read_saved
 from kvm_dbg.symbols.ksyms import SOURCE
 from tests.golden.rewrap import (
@@ -156,6 +157,7 @@ def test_every_container_says_the_same(files: Files, kernel: Kernel, expected: d
         assert (identity.release, identity.arch, identity.verified) == ("6.99.16", "x86_64", True)
         again, version = open_kernel(image, str(files.names)), kernel.symbols.address("version")
         assert again.translate(version) == kernel.translate(version)
+        assert cast(NetbsdKernel, again).paging.root == ROOT, "the kernel's own, not a process's"
         assert again.read(version, 14) == b"NetBSD 6.99.16"
 
 

@@ -17,7 +17,6 @@ from kvm_dbg.errors import (
     KernelNotFoundError,
     NotInImageError,
     NotMappedError,
-    UnknownFormatError,
     UnsupportedError,
 )
 from kvm_dbg.image import open_image
@@ -25,7 +24,8 @@ from kvm_dbg.kernel import identify_kernels, open_kernel, system_of, walk_addres
 from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.netbsd.boot import find_boots
 from kvm_dbg.rsp.target import Target
-from tests.writers.elf import write_elf
+from tests.writers import dwarf
+from tests.writers.dwarf import Die, DwarfWriter
 from tests.writers.elfcore import Load, write_elfcore, write_note
 from tests.writers.kernel_file import Entry, Part, write_kernel_file
 from tests.writers.lime import write_lime
@@ -224,15 +224,30 @@ def test_stacks_of_a_scattered_kernel(tmp_path: Path) -> None:
                 assert [frame.name for frame in system.unwind(kernel, thread)] == ["mi_switch", "lwp_trampoline"]
 
 
-def test_a_relocatable_kernel_file_is_refused_with_what_helps(tmp_path: Path) -> None:
+def test_a_relocatable_kernel_file_has_types_only(tmp_path: Path) -> None:
+    """That of GENERIC_KASLR is an object: symbols are those in memory, if the version says that it is this one."""
     machine = build("scattered")
-    path = tmp_path / "netbsd-GENERIC_KASLR"
-    path.write_bytes(write_elf([], kind=ET_REL))
-    with (
-        pytest.raises(UnknownFormatError, match=r"GENERIC_KASLR.*leave it out"),
-        opened(machine, tmp_path, vmlinux=str(path)),
-    ):
-        pass
+    writer = DwarfWriter()
+    size = (dwarf.BYTE_SIZE, dwarf.DATA1, 4)
+    number = Die(dwarf.BASE, [size, (dwarf.ENCODING, dwarf.DATA1, 5), (dwarf.NAME, dwarf.STRING, "int")], label="int")
+    place: list[dwarf.Attribute] = [(dwarf.TYPE, dwarf.REF4, "int"), (dwarf.MEMBER_LOCATION, dwarf.DATA1, 12)]
+    member = Die(dwarf.MEMBER, [(dwarf.NAME, dwarf.STRING, "p_pid"), *place])
+    writer.unit(
+        number, Die(dwarf.STRUCTURE, [(dwarf.NAME, dwarf.STRING, "proc"), (dwarf.BYTE_SIZE, dwarf.DATA1, 16)], [member])
+    )
+    path = tmp_path / "netbsd.gdb"
+    for text, fits in ((VERSION, True), (VERSION.replace("#0", "#1"), False)):
+        parts = [Part(".rodata", data=text.encode() + b"\n\0"), *writer.parts()]
+        path.write_bytes(write_kernel_file(parts, [Entry("version", 0, 9, ".rodata")], kind=ET_REL))
+        if not fits:
+            with pytest.raises(KernelMismatchError, match="version"), opened(machine, tmp_path, vmlinux=str(path)):
+                pass
+            continue
+        with opened(machine, tmp_path, vmlinux=str(path)) as kernel:
+            assert kernel.types.offset_of("struct proc", "p_pid") == 12
+            assert kernel.symbols.address("allproc") == machine.kernel.symbols["allproc"][0]
+            assert getattr(kernel, "vmlinux_path", "") is None
+            assert any("no addresses of a running kernel" in quirk for quirk in getattr(kernel, "quirks", ()))
 
 
 def test_symbols_of_savecore_s_list_are_run_time_ones(tmp_path: Path) -> None:

@@ -188,6 +188,26 @@ def _leads_to(space: ImageSpace, paddr: int) -> bool:
         return False
 
 
+def _find_own(space: ImageSpace, symbols: ElfSymbolTable) -> ImageSpace:
+    """Return the kernel's own address space, by one of a process; that one if there is no better one.
+
+    A process has the kernel's half as well, but a top table that is out of use may lack what was mapped later.
+    """
+    top, banner = symbols.find("PDPpaddr"), symbols.find(VERSION)
+    if top is None or banner is None:
+        return space
+    try:
+        own = space.with_root(_read_long(space, top.address) & ADDRESS_MASK)
+        return own if own.translate(banner.address) == space.translate(banner.address) else space
+    except ReadError:
+        return space
+
+
+def _read_long(space: ImageSpace, vaddr: int) -> int:
+    """Return the number at `vaddr`, as large as a pointer. Raises ReadError."""
+    return int.from_bytes(space.read(vaddr, space.arch.pointer_size), "little")
+
+
 def find_space(image: MemoryImage, boot: Boot, symbols: ElfSymbolTable) -> ImageSpace:
     """Return the address space of a kernel, by its file's symbols where the image does not tell its page tables.
 
@@ -196,7 +216,7 @@ def find_space(image: MemoryImage, boot: Boot, symbols: ElfSymbolTable) -> Image
     """
     space = boot.space(image)
     if space is not None:
-        return space
+        return space if image.info.root is not None else _find_own(space, symbols)
     top, banner = symbols.find("PDPpaddr"), symbols.find(VERSION)
     base = KERNBASE.get(symbols.elf.machine or "")
     if top is not None and banner is not None and base is not None and min(top.address, banner.address) >= base:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvm_dbg.arch.base import Arch
-from kvm_dbg.elf import ET_REL
+from kvm_dbg.debuginfo.relocation import relocated
+from kvm_dbg.elf import ET_REL, SHF_ALLOC, SHT_NOBITS, ElfFile
 from kvm_dbg.errors import (
     FileAccessError,
     FormatError,
@@ -46,7 +47,8 @@ def open_netbsd(
 
     Args:
         image: an opened image.
-        path: a kernel, netbsd.gdb, or the name list that savecore wrote.
+        path: a kernel, netbsd.gdb, or the name list that savecore wrote. Of a kernel of GENERIC_KASLR, which has no
+            addresses, only the types are used.
         candidate: which of several kernels in the image, from 1.
         index_directory: where indexes are kept, None for no index.
         search: directories to look for a kernel file in.
@@ -61,7 +63,9 @@ def open_netbsd(
     """
     boot = _choose(find_boots(image), candidate)
     if path is not None:
-        _refuse_relocatable(path)
+        relocatable = _open_relocatable(path, boot, force=force)
+        if relocatable is not None:
+            return _attach_own(image, boot, index_directory, layout, [], relocatable)
         return _attach(image, boot, open_symbols(path, index_directory), index_directory, layout, force=force)
     places = list(dict.fromkeys(_for_each_place(image, search)))
     for place in places:
@@ -75,15 +79,27 @@ def open_netbsd(
     return _attach_own(image, boot, index_directory, layout, places)
 
 
-def _refuse_relocatable(path: str) -> None:
-    """Raise UnknownFormatError for a kernel file that only becomes a kernel when it is loaded."""
-    with open_kernel_file(path) as elf:
-        if elf.header.type == ET_REL:
-            text = (
-                "an ELF object, as a kernel of the configuration GENERIC_KASLR is: no kernel runs at its addresses;"
-                " leave it out, the image has its symbols, or name the list netbsd.N that savecore wrote"
-            )
-            raise UnknownFormatError(path, text)
+def _open_relocatable(path: str, boot: Boot, *, force: bool) -> ElfFile | None:
+    """Return a kernel file that only gets its addresses when it is loaded (GENERIC_KASLR), None if it has them.
+
+    Raises:
+        KernelMismatchError: it lacks the version of the kernel in the image.
+        FileAccessError, UnknownFormatError, FormatError: it cannot be used.
+    """
+    elf = open_kernel_file(path)
+    if elf.header.type != ET_REL:
+        elf.close()
+        return None
+    if not force and boot.version is not None and not _holds(elf, boot.version.encode()):
+        elf.close()
+        raise KernelMismatchError(path, "the version", "another one", repr(boot.version))
+    return elf
+
+
+def _holds(elf: ElfFile, text: bytes) -> bool:
+    """Return whether a section that is loaded has these bytes."""
+    loaded = (one for one in elf.sections if one.flags & SHF_ALLOC and one.type != SHT_NOBITS)
+    return any(text in bytes(elf.section_data(section)) for section in loaded)
 
 
 def _shape(arch: Arch) -> Shape:
@@ -91,9 +107,18 @@ def _shape(arch: Arch) -> Shape:
 
 
 def _attach_own(
-    image: MemoryImage, boot: Boot, index_directory: str | None, layout: str | None, places: list[str]
+    image: MemoryImage,
+    boot: Boot,
+    index_directory: str | None,
+    layout: str | None,
+    places: list[str],
+    typed: ElfFile | None = None,
 ) -> NetbsdKernel:
-    """Return the kernel with the symbols of its own memory. Raises KernelNotFoundError: they are not there."""
+    """Return the kernel with the symbols of its own memory, and types of a file without addresses, if there is one.
+
+    Raises:
+        KernelNotFoundError: they are not there.
+    """
     space, why = boot.space(image), "its page tables are not known"
     if space is not None:
         try:
@@ -105,12 +130,13 @@ def _attach_own(
         if found is not None:
             symbols, missing = found
             try:
-                return _attach(image, boot, symbols, index_directory, layout, force=False, own=missing)
+                return _attach(image, boot, symbols, index_directory, layout, force=False, own=missing, typed=typed)
             except (KernelMismatchError, UnknownFormatError) as error:
                 why = str(error)
     raise KernelNotFoundError(
         f"no kernel file found for {boot.version or NAME}, and none of the symbols that the kernel keeps in memory"
-        f" ({why}): name netbsd.gdb, or the name list netbsd.N that savecore wrote beside the dump. Looked at:"
+        f" ({why}): name netbsd.gdb, or the name list netbsd.N that savecore wrote beside the dump."
+        + (" Looked at:" if places else "")
         + "".join(f"\n  {place}" for place in places),
         (f"1: {boot.describe()}",),
     )
@@ -158,10 +184,12 @@ def _attach(
     *,
     force: bool,
     own: str | None = None,
+    typed: ElfFile | None = None,
 ) -> NetbsdKernel:
     """Return the kernel with these symbols, after checking that they are the kernel's.
 
-    own: None for a file's symbols; for those of the kernel's memory a sentence on what they lack.
+    own: None for a file's symbols; for those of the kernel's memory a sentence on what they lack. typed: a file without
+    addresses that has the types, where the symbols' file has not.
     """
     quirks: tuple[str, ...] = ()
     try:
@@ -178,14 +206,17 @@ def _attach(
         symbols.close()
         raise
     if own is not None:
-        quirks = ("no kernel file: symbols are those that the kernel keeps in memory (ksyms)", *filter(None, (own,)))
+        what = "no kernel file" if typed is None else f"{typed.path} has no addresses of a running kernel"
+        quirks = (f"{what}: symbols are those that the kernel keeps in memory (ksyms)", *filter(None, (own,)))
     version = boot.version or (read_version(space, symbols) or NAME).partition("\n")[0]
     build_id = symbols.build_id
     return NetbsdKernel(
         image,
         space,
         symbols,
-        lambda: open_types(symbols.elf, layout, index_directory, UNTYPED),
+        lambda: open_types(
+            relocated(typed, {}) if typed is not None else symbols.elf, layout, index_directory, UNTYPED
+        ),
         release=boot.release or version.partition(" ")[2].partition(" ")[0],
         version=version,
         vmlinux_path=symbols.path if own is None else None,
