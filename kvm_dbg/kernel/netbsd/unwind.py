@@ -3,7 +3,7 @@
 Sources: the kernel is compiled with frame pointers (sys/arch/amd64/conf/Makefile.amd64); sys/arch/amd64/amd64/locore.S,
 vector.S and spl.S: entries from user space and interrupted code save all registers in a struct trapframe on the stack
 and call C without a frame of their own, so that it lies right behind the return address into them (that of system
-calls is do_syscall, and since 9.0 handle_syscall); a kernel LWP begins
+calls is do_syscall, later handle_syscall); a kernel LWP begins
 in lwp_trampoline, the first one in locore.S, with a frame pointer of 0.
 """
 
