@@ -59,7 +59,14 @@ class Machine(NamedTuple):
 def build(kind: str = "amd64") -> Machine:
     """Return a kernel with four processes and a marker: the kernel, init, one of two LWPs, and a zombie."""
     kernel = LittleNetbsd(**KINDS[kind])
-    for name in ("proc_alloc_lwpid", "mi_switch", "sleepq_block", "lwp_trampoline", *(f"fn{n}" for n in range(12))):
+    for name in (
+        "proc_alloc_lwpid",
+        "mi_switch",
+        "sleepq_block",
+        "lwp_trampoline",
+        "Xsyscall",
+        *(f"fn{n}" for n in range(12)),
+    ):
         kernel.function(name)
     kernel.variable("time__second", struct.pack("<q", 1734354491))
     kernel.variable("time__uptime", struct.pack("<q", 4242))
@@ -122,12 +129,18 @@ def build(kind: str = "amd64") -> Machine:
                      "l_wchan": 0x1234, "l_wmesg": kernel.string("nanoslp")},
                 )
             )  # fmt: skip
-            if kernel.wide:
-                frame = {"sf_rip": kernel.symbols["mi_switch"][0] + 8, "sf_rbx": lid}
-                kernel.set(stack + 0x200, kernel.make("switchframe", frame))
-                kernel.set(stack, kernel.make("pcb", {"pcb_rsp": stack + 0x200, "pcb_rbp": stack + 0x300}))
-                returns = kernel.symbols["lwp_trampoline"][0] + 4
-                kernel.set(stack + 0x300, struct.pack("<QQ", 0, returns))
+            r = "r" if kernel.wide else "e"
+            frame = {f"sf_{r}ip": kernel.symbols["mi_switch"][0] + 8, f"sf_{r}bx": lid}
+            kernel.set(stack + 0x200, kernel.make("switchframe", frame))
+            kernel.set(stack, kernel.make("pcb", {f"pcb_{r}sp": stack + 0x200, f"pcb_{r}bp": stack + 0x300}))
+            returns = kernel.symbols["lwp_trampoline" if pid == 0 else "Xsyscall"][0] + 4
+            kernel.set(stack + 0x300, kernel.number(0) + kernel.number(returns))
+            trapped = {f"tf_{r}ip": 0x401234, "tf_cs": 0x53, f"tf_{r}sp": 0x7FFFF000, f"tf_{r}ax": 4}
+            place = stack + 0x300 + 2 * kernel.word
+            if not kernel.wide:
+                kernel.set(place, kernel.number(place + 4))  # the frame's address, as an argument
+                place += 4
+            kernel.set(place, kernel.make("trapframe", trapped))
         kernel.link(
             procs[pid] + kernel.place("proc", "p_lwps")[0],
             [lwps[pid, lid] for lid in reversed(lids)],
@@ -214,14 +227,27 @@ def test_processes_and_lwps_of_10(tmp_path: Path, kind: str) -> None:
             assert check.grade != "suspect" or "dumpmag" in check.text
 
 
-def test_stacks_of_a_scattered_kernel(tmp_path: Path) -> None:
-    machine = build("scattered")
+@pytest.mark.parametrize("kind", KINDS)
+def test_stacks(tmp_path: Path, kind: str) -> None:
+    """From the switch frame by frame pointers to where a kernel's LWP began, or through the trap frame to a user's."""
+    machine = build(kind)
+    names = ("rip", "rsp", "rbx", "rax") if machine.kernel.wide else ("eip", "esp", "ebx", "eax")
     with opened(machine, tmp_path) as kernel:
         system = system_of(kernel)
         for thread in system.for_each_thread(kernel):
-            if not thread.on_cpu:
-                assert thread.registers["rbx"] == thread.lid
-                assert [frame.name for frame in system.unwind(kernel, thread)] == ["mi_switch", "lwp_trampoline"]
+            if thread.on_cpu:
+                assert thread.why == "runs on CPU 0, whose registers were not recorded"
+                continue
+            assert thread.registers[names[2]] == thread.lid
+            frames = list(system.unwind(kernel, thread))
+            assert [frame.name for frame in frames] == (
+                ["mi_switch", "lwp_trampoline"] if thread.pid == 0 else ["mi_switch", "Xsyscall", None]
+            )
+            assert not any(frame.why for frame in frames)
+            if thread.pid:
+                assert (frames[-1].pc, frames[-1].sp, frames[-1].stack) == (0x401234, 0x7FFFF000, "USER")
+                assert frames[-1].registers is not None
+                assert frames[-1].registers[names[3]] == 4
 
 
 def test_a_relocatable_kernel_file_has_types_only(tmp_path: Path) -> None:
@@ -366,8 +392,9 @@ def test_i386_in_other_containers(tmp_path: Path, kind: str, form: str) -> None:
         tops = 0x9000
         little.pages[tops] = bytearray(PAGE)
         little.write(tops + 0x20, struct.pack("<4Q", *((ROOT + number * PAGE) | 1 for number in range(4))))
+        registers = {"rip": little.symbols["fn3"][0], "rsp": 0xD0001000, "rax": 77}
         cr3, cr4 = (tops + 0x20, 0x20) if kind == "i386-pae" else (ROOT, 0x10)
-        note = write_note("QEMU", 0, write_cpu_state({}, cr3=cr3, cr4=cr4))
+        note = write_note("QEMU", 0, write_cpu_state(registers, cr3=cr3, cr4=cr4, fs_base=machine.cpu))
         loads = [Load(paddr, data) for paddr, data in little.memory().items()]
         path.write_bytes(write_elfcore(loads, note, bits=32, machine=3))
     with open_image(path) as image:
@@ -376,18 +403,14 @@ def test_i386_in_other_containers(tmp_path: Path, kind: str, form: str) -> None:
         if form == "qemu":
             (identity,) = identify_kernels(image)
             assert (identity.arch, identity.release, identity.verified) == ("i386", "10.1", True)
+            first = next(iter(system_of(kernel).for_each_thread(kernel)))
+            assert (first.label, first.why) == ("77.200", "QEMU's CPU state, CPU 0")
+            assert first.registers["eax"] == 77
+            assert next(iter(system_of(kernel).unwind(kernel, first))).name == "fn3"
         assert [process.pid for process in system_of(kernel).for_each_process(kernel)] == [0, 1, 77, 30001]
         names.write_bytes(write_kernel_file([Part(".bss", 8, 6, 0, b"", size=(1 << 64) - 1)], entries))
         with pytest.raises((KernelMismatchError, KernelNotFoundError)):
             open_kernel(image, str(names))
-
-
-def test_the_registers_of_i386_are_said_to_be_unknown(tmp_path: Path) -> None:
-    machine = build("i386")
-    with opened(machine, tmp_path) as kernel:
-        for thread in system_of(kernel).for_each_thread(kernel):
-            assert not thread.registers
-            assert thread.why
 
 
 def test_netbsd_on_other_processors_is_named(tmp_path: Path) -> None:

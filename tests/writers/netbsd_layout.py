@@ -57,6 +57,18 @@ STRUCTS: dict[str, str] = {
     "ps_strings": "void *ps_argvstr; int ps_nargvstr; void *ps_envstr; int ps_nenvstr",
 }  # fmt: skip
 """Tag -> members. u_long and pointers are as large as a pointer, PADDR is a physical address."""
+NARROW = {
+    "pcb": "int pcb_esp0; int pcb_esp; int pcb_ebp; int pcb_unused; int pcb_cr0; int pcb_cr2; int pcb_cr3",
+    "switchframe": "int sf_edi; int sf_esi; int sf_ebx; int sf_eip",
+    "trapframe": "".join(
+        f"int tf_{name};"
+        for name in (
+            "gs", "fs", "es", "ds", "edi", "esi", "ebp", "ebx", "edx", "ecx", "eax", "trapno", "err", "eip", "cs",
+            "eflags", "esp", "ss",
+        )
+    ),
+}  # fmt: skip
+"""Those that are of i386: sys/arch/i386/include/pcb.h and frame.h."""
 
 
 class Struct:
@@ -86,7 +98,7 @@ class Struct:
 def make_structs(*, wide: bool, pae: bool = False) -> dict[str, Struct]:
     """Return all structs of a processor of 64 or 32 bits."""
     structs: dict[str, Struct] = {}
-    for tag, text in STRUCTS.items():
+    for tag, text in (STRUCTS if wide else STRUCTS | NARROW).items():
         structs[tag] = Struct(text, structs, word=8 if wide else 4, paddr=8 if wide or pae else 4, tops=4 if pae else 1)
     return structs
 

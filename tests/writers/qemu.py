@@ -18,12 +18,15 @@ def write_cpu_state(
     cr3: int = 0,
     cr4: int = 0,
     gs_base: int = 0,
+    fs_base: int = 0,
     kernel_gs_base: int | None = None,
 ) -> bytes:
     """Return the descriptor of the note "QEMU", type 0; cs of registers is a selector like those of QEMU's guests."""
     data = struct.pack("<18Q", *(registers.get(name, 0) for name in GENERAL))
     for name in SEGMENTS:
-        data += struct.pack("<IIIIQ", registers.get(name, 0), 0xFFFFFFFF, 0, 0, gs_base if name == "gs" else 0)
+        data += struct.pack(
+            "<IIIIQ", registers.get(name, 0), 0xFFFFFFFF, 0, 0, {"gs": gs_base, "fs": fs_base}.get(name, 0)
+        )
     data += struct.pack("<5Q", 0x80010033, 0, 0, cr3, cr4)
     if kernel_gs_base is not None:
         data += struct.pack("<Q", kernel_gs_base)

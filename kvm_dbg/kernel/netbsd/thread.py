@@ -22,6 +22,7 @@ from kvm_dbg.kernel.netbsd.process import ProcessReader
 from kvm_dbg.kernel.netbsd.register import (
     MISSING,
     STACK_LIMIT,
+    names_of,
     pcb_layout,
     read_cpu_registers,
     read_dumping,
@@ -69,7 +70,7 @@ def find_dumper(kernel: Kernel) -> tuple[int, dict[str, int]] | None:
     try:
         for address in read_current_lwps(kernel).values():
             pcb = read_pointer(kernel, address + kernel.types.offset_of("struct lwp", "l_addr"))
-            if abs(registers["rsp"] - pcb) < STACK_LIMIT:
+            if abs(registers[names_of(kernel).sp] - pcb) < STACK_LIMIT:
                 return address, registers
     except MISSING:
         pass  # then it is not known
@@ -131,9 +132,9 @@ class ThreadReader:
             return {}, "it has nothing to do, as software interrupts between their runs: nothing of it is saved"
         try:
             pcb = lwp["addr"]
-            sp = pcb_layout(self._kernel).read(self._kernel, pcb)["rsp"]
+            sp = pcb_layout(self._kernel).read(self._kernel, pcb)["sp"] & (1 << 8 * self._kernel.arch.pointer_size) - 1
             if abs(sp - pcb) >= STACK_LIMIT:
                 return {}, f"its saved stack pointer {sp:#x} is outside of its stack at {pcb:#x}"
-            return read_saved(self._kernel, pcb), "switchframe at pcb_rsp"
+            return read_saved(self._kernel, pcb), f"switchframe at pcb_{names_of(self._kernel).sp}"
         except MISSING as error:
             return {}, f"its saved registers cannot be read: {error}"
