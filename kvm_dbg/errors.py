@@ -144,9 +144,9 @@ class MemberNotFound(KvmDbgError):  # noqa: N818 - the house's name
 
 
 class KernelNotFoundError(KvmDbgError):
-    """No kernel could be identified in the image, or several were and none was chosen.
+    """No kernel could be identified in the image, several were and none was chosen, or one lacks its kernel file.
 
-    `candidates` holds one line of text for each, in the order of `--kernel N` (from 1).
+    `candidates` holds one line of text for each that was found, in the order of `--kernel N` (from 1).
     """
 
     def __init__(self, message: str, candidates: tuple[str, ...] = ()) -> None:

@@ -77,7 +77,7 @@ class _TwoLevels(_I386):
 class _ThreeLevels(_I386):
     """PAE paging: the root has four entries."""
 
-    levels = (("PTE", 12), ("PDE", 21), ("PDPTE", 30))
+    levels: tuple[tuple[str, int], ...] = (("PTE", 12), ("PDE", 21), ("PDPTE", 30))
 
     def decode(self, entry: int, level: int) -> Decoded:
         if not entry & PRESENT:
@@ -90,5 +90,18 @@ class _ThreeLevels(_I386):
         return Decoded(address)
 
 
+class _Directories(_ThreeLevels):
+    """PAE paging without the four entries at its root: the page directories that they lead to, one after another.
+
+    NetBSD keeps them so for the kernel (lib/libkvm/kvm_i386pae.c).
+    """
+
+    levels = (("PTE", 12), ("PDE", 21))
+
+    def _address_bits(self, levels: int) -> int:  # noqa: ARG002 - it has but one number
+        return 32
+
+
 I386 = _TwoLevels()
 I386_PAE = _ThreeLevels()
+I386_PAE_DIRECTORIES = _Directories()

@@ -217,7 +217,7 @@ def read_layout_file(path: str | os.PathLike[str]) -> LayoutFile:
                 raise FileAccessError(name, "not a regular file")
             if status.st_size > MAX_FILE:
                 raise FormatError(name, MAX_FILE, "layout", f"more than {MAX_FILE} bytes are no layout file")
-            data = file.read(MAX_FILE)
+            data = file.read(status.st_size)
     except OSError as error:
         raise FileAccessError(name, error.strerror or str(error)) from error
     return LayoutFile(data, name)

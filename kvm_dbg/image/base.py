@@ -80,7 +80,8 @@ class ImageInfo(NamedTuple):
     machine: the processor as kvm_dbg's registry of architectures names it ("x86_64"), None if the file has no word
     for it. dump_level: makedumpfile's -d bits. complete: False if the file is truncated or flagged incomplete.
     quirks: one sentence each, things a careful reader wants to know. system: the operating system that the format
-    belongs to, by its name in `kernel.SYSTEMS`. root: physical address of the kernel's top page table.
+    belongs to, by its name in `kernel.SYSTEMS`. root: physical address of the kernel's top page table. pae: that is the
+    first of i386's four page directories of PAE, which follow one another.
     """
 
     format: str
@@ -96,6 +97,7 @@ class ImageInfo(NamedTuple):
     details: tuple[tuple[str, str], ...] = ()  # anything else worth a line of `identify`: (name, value)
     system: str | None = None
     root: int | None = None
+    pae: bool = False
 
 
 class PageMap(Protocol):

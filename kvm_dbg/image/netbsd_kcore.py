@@ -10,24 +10,22 @@ more, memory between them was left out.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterator
 from itertools import accumulate, pairwise, repeat
 from typing import Final
 
-from kvm_dbg.errors import FormatError, UnknownFormatError
+from kvm_dbg.errors import FormatError, UnknownFormatError, UnsupportedError
 from kvm_dbg.image.base import ImageInfo, Presence
 from kvm_dbg.image.extent import Extent, ExtentImage, arrange, for_each_part
 from kvm_dbg.image.netbsd_kcore_header import (
-    CORE_CPU,
     KCORE_HDR_SIZE,
     KCORE_MAGIC,
     KCORE_SEG_SIZE,
     MACHINES,
-    MID_X86_64,
     KcoreHeader,
     is_partition,
     is_savecore_file,
-    join_midmag,
     read_partition_header,
     read_savecore_header,
 )
@@ -39,6 +37,7 @@ BLOCK: Final = 512  # bytes of disk (DEV_BSIZE); a dump starts at a multiple
 MAX_CLUSTERS: Final = 64  # VM_PHYSSEG_MAX of amd64 has been up to 64
 VIDEO_HOLE: Final = (0xA0000, 0x100000)  # no PC has memory here
 _CHUNK = 1 << 20
+_START = re.compile(rb"[\x04-\x07](?s:.)" + re.escape(KCORE_MAGIC.to_bytes(2, "big")))  # CORE_CPU, any machine
 
 
 def probe(source: Source) -> bool:
@@ -52,26 +51,24 @@ def probe_partition(source: Source, offset: int = 0) -> bool:
 
 
 def find_dump(source: Source) -> int:
-    """Return the lowest offset at which a dump of amd64 starts, whose header can be read; reads all before it.
+    """Return the lowest offset at which a dump starts whose header can be read; reads all before it.
 
     Raises:
         FormatError: what starts like a dump is none, anywhere.
+        UnsupportedError: what starts like a dump is of a machine whose dumps are not read.
         UnknownFormatError: nothing starts like a dump.
     """
-    magic = join_midmag(CORE_CPU, MID_X86_64, KCORE_MAGIC)
-    problem: FormatError | None = None
+    problem: FormatError | UnsupportedError | None = None
     for place in range(0, source.size, _CHUNK):
-        data = source.read(place, _CHUNK)
-        at = data.find(magic)
-        while at >= 0:
-            if at % BLOCK == 0:
+        for match in _START.finditer(source.read(place, _CHUNK)):
+            offset = place + match.start()
+            if offset % BLOCK == 0 and is_partition(source.read(offset, KCORE_SEG_SIZE)):
                 try:
-                    read_partition_header(source, place + at)
-                    return place + at
-                except FormatError as error:
+                    read_partition_header(source, offset)
+                    return offset
+                except (FormatError, UnsupportedError) as error:
                     problem = problem or error
-            at = data.find(magic, at + 1)
-    raise problem or UnknownFormatError(source.path, "no crash dump of NetBSD/amd64 starts anywhere in it")
+    raise problem or UnknownFormatError(source.path, "no crash dump of NetBSD starts anywhere in it")
 
 
 class NetbsdImage(ExtentImage):
@@ -123,6 +120,7 @@ class NetbsdImage(ExtentImage):
             details=(*details, *source.describe()),
             system="NetBSD",
             root=header.root,
+            pae=header.pae,
         )
 
 

@@ -75,19 +75,21 @@ MACHINES: Final = {
 class Machine(NamedTuple):
     """A machine whose dumps are read: its name in kvm_dbg's registry of architectures, its cpu_kcore_hdr.
 
-    layout: ptdpaddr (pdppaddr) and nmemsegs. align: ALIGN() of the machine, in bytes.
+    layout: ptdpaddr (pdppaddr) and nmemsegs. align: ALIGN() of the machine, in bytes. flags: bits of pdppaddr that are
+    no part of the address, of which `pae` says that the kernel uses PAE.
     """
 
     name: str
     word_bits: int
     layout: struct.Struct
     align: int
-    flags: int  # bits of ptdpaddr that are no part of the address
+    flags: int
+    pae: int
 
 
 READ: Final = {
-    MID_X86_64: Machine("x86_64", 64, struct.Struct("<QQ"), 8, 0),
-    MID_I386: Machine("i386", 32, struct.Struct("<II"), 4, 0xFFF),  # I386_KCORE_PAE
+    MID_X86_64: Machine("x86_64", 64, struct.Struct("<QQ"), 8, 0, 0),
+    MID_I386: Machine("i386", 32, struct.Struct("<II"), 4, 0xFFF, 0x200),  # I386_KCORE_PAE is PTE_AVL1
 }
 
 
@@ -116,6 +118,7 @@ class KcoreHeader(NamedTuple):
     Attributes:
         machine: whose dump it is.
         root: physical address of the kernel's top page table (ptdpaddr; pdppaddr without its flags on i386).
+        pae: the root is that of i386's four page directories of PAE.
         cpu_data: the CORE_CPU segment as it stands: cpu_kcore_hdr, segments, padding.
         starts, sizes: the segments of memory, as parallel arrays, in the order of the file.
         offset: where the first segment's memory is in the file.
@@ -125,6 +128,7 @@ class KcoreHeader(NamedTuple):
     mid: int
     machine: Machine
     root: int
+    pae: bool
     cpu_data: bytes
     starts: array[int]
     sizes: array[int]
@@ -175,9 +179,9 @@ def read_savecore_header(source: Source) -> KcoreHeader:
         raise FormatError(path, 8, "c_nseg", f"{nseg} is not 2: one of the CPU, one of memory")
     cpu_size = _read_segment(source, hdrsize, KCORESEG_MAGIC, CORE_CPU)
     place = hdrsize + seghdrsize
-    root, cpu_data, starts, sizes = _read_cpu(source, machine, place, cpu_size)
+    root, pae, cpu_data, starts, sizes = _read_cpu(source, machine, place, cpu_size)
     said = _read_segment(source, place + cpu_size, KCORESEG_MAGIC, CORE_DATA)
-    return KcoreHeader(mid, machine, root, cpu_data, starts, sizes, place + cpu_size + seghdrsize, said)
+    return KcoreHeader(mid, machine, root, pae, cpu_data, starts, sizes, place + cpu_size + seghdrsize, said)
 
 
 def read_partition_header(source: Source, offset: int) -> KcoreHeader:
@@ -187,8 +191,8 @@ def read_partition_header(source: Source, offset: int) -> KcoreHeader:
     mid = split_midmag(head).mid
     machine = _find_machine(source.path, mid)
     place = offset + KCORE_SEG_SIZE
-    root, cpu_data, starts, sizes = _read_cpu(source, machine, place, cpu_size)
-    return KcoreHeader(mid, machine, root, cpu_data, starts, sizes, place + cpu_size, None)
+    root, pae, cpu_data, starts, sizes = _read_cpu(source, machine, place, cpu_size)
+    return KcoreHeader(mid, machine, root, pae, cpu_data, starts, sizes, place + cpu_size, None)
 
 
 def _find_machine(path: str, mid: int) -> Machine:
@@ -221,8 +225,10 @@ def _read_segment(source: Source, offset: int, magic: int, flags: int) -> int:
     return int.from_bytes(head[4:8], "little")
 
 
-def _read_cpu(source: Source, machine: Machine, place: int, size: int) -> tuple[int, bytes, array[int], array[int]]:
-    """Return (root, the whole CORE_CPU segment, starts, sizes) of the segment of `size` bytes at `place`."""
+def _read_cpu(
+    source: Source, machine: Machine, place: int, size: int
+) -> tuple[int, bool, bytes, array[int], array[int]]:
+    """Return (root, whether it is PAE's, the segment's bytes, starts, sizes) of CORE_CPU, `size` bytes at `place`."""
     path, layout = source.path, machine.layout
     if size < layout.size:
         raise FormatError(path, place - KCORE_SEG_SIZE + 4, "c_size", f"{size} is less than a cpu_kcore_hdr")
@@ -242,7 +248,7 @@ def _read_cpu(source: Source, machine: Machine, place: int, size: int) -> tuple[
         rows.byteswap()
     starts, sizes = rows[0::2], rows[1::2]
     _check_segments(path, place + first, starts, sizes)
-    return root & ~machine.flags, cpu_data, starts, sizes
+    return root & ~machine.flags, bool(root & machine.pae), cpu_data, starts, sizes
 
 
 def _check_segments(path: str, place: int, starts: array[int], sizes: array[int]) -> None:

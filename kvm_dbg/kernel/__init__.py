@@ -125,13 +125,12 @@ class _NetBSD:
     name = "NetBSD"
 
     def identify(self, image: MemoryImage, progress: Progress | None) -> list[Identity]:  # noqa: ARG002 - it is quick
-        from kvm_dbg.arch.x86_64 import X86_64
         from kvm_dbg.kernel.netbsd.boot import find_boots
 
         return [
             Identity(
                 self.name,
-                X86_64.name,
+                boot.arch.name if boot.arch is not None else image.info.machine or "?",
                 boot.release,
                 boot.version,
                 boot.paging,
@@ -211,11 +210,11 @@ def identify_kernels(image: MemoryImage, progress: Progress | None = None) -> li
         KernelNotFoundError: there is none.
         UnsupportedError, FormatError: one that is not handled; an image that is corrupt where it was read.
     """
-    problem: KernelNotFoundError | None = None
+    problem: KernelNotFoundError | UnsupportedError | None = None
     for system in _systems_for(image, None):
         try:
             return system.identify(image, progress)
-        except KernelNotFoundError as error:
+        except (KernelNotFoundError, UnsupportedError) as error:  # another system may run on this processor
             problem = problem or error
     raise problem or KernelNotFoundError("no operating system is built in")
 
@@ -249,13 +248,18 @@ def open_kernel(
         FileAccessError, UnknownFormatError, FormatError: the named kernel file cannot be used.
     """
     options = KernelOptions(candidate, index_directory, search, force, layout, progress)
-    problem: KernelNotFoundError | None = None
+    problem: KernelNotFoundError | UnsupportedError | None = None
     for system in _systems_for(image, vmlinux):
         try:
             return system.open(image, vmlinux, options)
-        except KernelNotFoundError as error:
-            problem = problem or error
+        except (KernelNotFoundError, UnsupportedError) as error:
+            if problem is None or (_lists_kernels(error) and not _lists_kernels(problem)):
+                problem = error  # of the first system, or of the first that has a kernel in the image
     raise problem or KernelNotFoundError("no operating system is built in")
+
+
+def _lists_kernels(error: KernelNotFoundError | UnsupportedError) -> bool:
+    return isinstance(error, KernelNotFoundError) and bool(error.candidates)
 
 
 def system_of(kernel: Kernel) -> OperatingSystem:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from kvm_dbg.arch import find_arch
 from kvm_dbg.arch.base import Arch, Paging
+from kvm_dbg.arch.i386 import I386, I386_PAE_DIRECTORIES
 from kvm_dbg.arch.paging import BLOCK_SHIFT, BLOCK_SIZE, AddressSpace, TableCache
-from kvm_dbg.errors import NotInImageError, NotMappedError, ReadError
+from kvm_dbg.errors import CommandError, NotInImageError, NotMappedError, ReadError
 from kvm_dbg.image.base import MemoryImage, PartialRead, Presence, Range
 
+if TYPE_CHECKING:
+    from kvm_dbg.kernel.base import Kernel
+
 RUN_SIZE = 1 << 20  # bytes that `for_each_run` yields at most at a time
+LEVELS = {I386.name: 2}  # of page tables that an image tells the root of
+USUAL_LEVELS = 4
 
 
 class ImageSpace(AddressSpace):
@@ -88,6 +96,27 @@ class ImageSpace(AddressSpace):
                 lost = next((piece.presence for piece in pieces if piece.presence is not Presence.PRESENT), None)
                 yield Range(vaddr, following - vaddr, lost or Presence.PRESENT)
             vaddr = following
+
+
+def kernel_space(kernel: Kernel) -> ImageSpace:
+    """Return the kernel's own address space. Raises CommandError if it was opened without page tables."""
+    space = getattr(kernel, "space", None)
+    if not isinstance(space, ImageSpace):
+        raise CommandError("this kernel was opened without page tables, so processes' memory cannot be read")
+    return space
+
+
+def header_space(image: MemoryImage) -> ImageSpace | None:
+    """Return the kernel's address space by what the image itself says of page tables, None if it says nothing.
+
+    Raises:
+        UnsupportedError: of a processor that is not known.
+    """
+    info = image.info
+    if info.root is None or info.machine is None:
+        return None
+    arch = I386_PAE_DIRECTORIES if info.pae else find_arch(info.machine)
+    return ImageSpace(arch, image, Paging(info.root, LEVELS.get(arch.name, USUAL_LEVELS)))
 
 
 def _cut(run: Range) -> Iterator[Range]:

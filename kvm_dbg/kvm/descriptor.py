@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from kvm_dbg.arch import find_arch
-from kvm_dbg.arch.base import Paging
 from kvm_dbg.errors import CommandError, KvmDbgError, SymbolNotFound
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage, PartialRead
@@ -26,7 +24,7 @@ from kvm_dbg.kernel.base import (
     Process,
     SystemSummary,
 )
-from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.kernel.space import ImageSpace, header_space
 from kvm_dbg.kvm.constant import (
     KERN_PROC_ALL,
     KERN_PROC_GID,
@@ -54,9 +52,6 @@ FILTERS: dict[int, Callable[[Process], int | None]] = {
 }
 UNSIGNED = (KERN_PROC_TTY, KERN_PROC_UID, KERN_PROC_RUID, KERN_PROC_GID, KERN_PROC_RGID)
 """Filters by a 32-bit number without a sign, which C programs hand over in an int."""
-
-
-BARE_LEVELS = 4  # of page tables: NetBSD's dumps are read without a kernel on x86_64 only
 
 
 class Partition(NamedTuple):
@@ -184,11 +179,10 @@ class Kvm:
     def _bare_space(self) -> AddressSpaceReader:
         """Return the kernel's address space by what the image alone tells."""
         self.check_open()
-        info = self.image.info
         if self._space is None:
-            if info.root is None or info.machine is None:
-                raise self._kernel if isinstance(self._kernel, KvmDbgError) else CommandError(NO_HEADER)
-            self._space = ImageSpace(find_arch(info.machine), self.image, Paging(info.root, BARE_LEVELS))
+            self._space = header_space(self.image)
+        if self._space is None:
+            raise self._kernel if isinstance(self._kernel, KvmDbgError) else CommandError(NO_HEADER)
         return self._space
 
     def read(self, address: int, size: int, *, pid: int | None = None) -> bytes:

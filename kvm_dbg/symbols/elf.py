@@ -189,7 +189,7 @@ class ElfSymbolTable(SymbolTable):
 
     @staticmethod
     def _is_name(row: Row) -> bool:
-        return row.section != SHN_UNDEF and row.type not in (STT_SECTION, STT_FILE)
+        return row.section != SHN_UNDEF and row.name != 0 and row.type not in (STT_SECTION, STT_FILE)
 
     # by name
 

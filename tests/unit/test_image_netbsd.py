@@ -14,11 +14,12 @@ from kvm_dbg.errors import CommandError, FormatError, NotInImageError, UnknownFo
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import BytesImage, MemoryImage, Presence, Range
 from tests.unit.image_check import check_same
-from tests.writers.netbsd_kcore import I386, midmag, write_kcore, write_partition
+from tests.writers.netbsd_kcore import AMD64, I386, midmag, write_kcore, write_partition
 
 CHANCE = random.Random(77)
 FULL = {0: CHANCE.randbytes(0x9F000), 0x100000: CHANCE.randbytes(0x30000)}  # a small machine's mem_clusters
 SPARSE = {number * 0x3000: CHANCE.randbytes(0x1000 * (1 + number % 2)) for number in range(100)}
+SPARC64 = 156
 LAYOUT = 16 + 8  # where cpu_kcore_hdr is in a file of amd64
 
 
@@ -90,6 +91,9 @@ def test_i386(tmp_path: Path) -> None:
     with opened(tmp_path, write_kcore(FULL, 0x3FF000 | 0x200, mid=I386)) as image:
         check_same(image, BytesImage(FULL), reads=20)
         assert (image.info.machine, image.info.word_bits, image.info.root) == ("i386", 32, 0x3FF000)
+        assert image.info.pae
+    with opened(tmp_path, write_kcore(FULL, 0x3FF000, mid=I386)) as image:
+        assert (image.info.root, image.info.pae) == (0x3FF000, False)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +258,23 @@ def test_a_dump_further_in(tmp_path: Path, offset: int) -> None:
     with pytest.raises(FormatError, match="c_midmag") as error:
         open_image(path, format="netbsd-dump", offset=offset + 512)
     assert error.value.offset == offset + 512
+
+
+@pytest.mark.parametrize("mid", [I386, AMD64])
+def test_a_dump_of_either_machine_is_found(tmp_path: Path, mid: int) -> None:
+    noise = bytearray(random.Random(5).randbytes(1 << 20))
+    noise[0x1000:0x1004] = midmag(1, SPARC64, 0x8FCA)  # swapped out by chance, or an older dump
+    path = write(tmp_path, bytes(noise) + write_partition(FULL, 0x3FF000, mid=mid))
+    with open_image(path, format="netbsd-dump") as image:
+        assert dict(image.info.details)["offset"] == "0x100000"
+        assert image.info.machine == {I386: "i386", AMD64: "x86_64"}[mid]
+
+
+def test_a_partition_of_another_machine_is_named(tmp_path: Path) -> None:
+    dump = midmag(1, SPARC64, 0x8FCA) + struct.pack(">I", 504) + bytes(4096)
+    for data in (dump, bytes(4096) + dump):
+        with pytest.raises(UnsupportedError, match=r"machine id 156 \(sparc64\)"):
+            open_image(write(tmp_path, data), format="netbsd-dump")
 
 
 def test_no_dump_on_the_partition(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class _FreeBSD:
         raise CommandError("the memory of FreeBSD's processes is not read")
 
     def kernel_space(self, kernel: Kernel) -> AddressSpaceReader:
-        from kvm_dbg.kernel.linux.mm import kernel_space
+        from kvm_dbg.kernel.space import kernel_space
 
         return kernel_space(kernel)
 

@@ -118,7 +118,7 @@ class Linux:
         return address_space(kernel, address)
 
     def kernel_space(self, kernel: Kernel) -> AddressSpaceReader:
-        from kvm_dbg.kernel.linux.mm import kernel_space
+        from kvm_dbg.kernel.space import kernel_space
 
         return kernel_space(kernel)
 

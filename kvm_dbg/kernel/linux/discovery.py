@@ -161,6 +161,8 @@ def boots_of_cpus(image: MemoryImage) -> list[Boot]:
 
     Its data holds a pointer to its VMCOREINFO text (`vmcoreinfo_data`): every pointer to the start of a page is tried.
     """
+    if image.info.machine not in (None, boot_x86_64.ARCH.name):
+        return []
     for paging in boot_x86_64.pagings_of_cpus(image):
         space = ImageSpace(boot_x86_64.ARCH, image, paging)
         banner: Boot | None = None

@@ -18,8 +18,8 @@ from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError,
 from kvm_dbg.kernel.base import LogRecord, Lwp, MemoryMapping, Module, OpenFile, Process, Thread
 from kvm_dbg.kernel.layout import Record, observed, read_pointer
 from kvm_dbg.kernel.linux import Linux
-from kvm_dbg.kernel.linux.mm import kernel_space
 from kvm_dbg.kernel.linux.task import read_leaders, read_threads, task_layout, thread_head_offset
+from kvm_dbg.kernel.space import kernel_space
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Frame, Kernel

@@ -15,10 +15,11 @@ from kvm_dbg.errors import CommandError, MemberNotFound
 from kvm_dbg.kernel.layout import Layout, Names, Record, remembered
 from kvm_dbg.kernel.linux.cpu import read_per_cpu_offsets
 from kvm_dbg.kernel.linux.task import PF_KTHREAD, task_layout
-from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.kernel.space import kernel_space
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
+    from kvm_dbg.kernel.space import ImageSpace
 
 MEMBERS: dict[str, Names] = {
     "pgd": "pgd",
@@ -93,14 +94,6 @@ def _find_counters(found: Type) -> tuple[ArrayType, int]:
     if not isinstance(found, ArrayType):
         raise MemberNotFound("struct mm_struct", "rss_stat as an array of counters")
     return found, start
-
-
-def kernel_space(kernel: Kernel) -> ImageSpace:
-    """Return the kernel's own address space. Raises CommandError if the kernel has none."""
-    space = getattr(kernel, "space", None)
-    if not isinstance(space, ImageSpace):
-        raise CommandError("this kernel was opened without page tables, so processes' memory cannot be read")
-    return space
 
 
 def user_space(kernel: Kernel, mm: Record) -> ImageSpace:

@@ -118,7 +118,7 @@ class _NetBSD:
         return address_space(kernel, address)
 
     def kernel_space(self, kernel: Kernel) -> AddressSpaceReader:
-        from kvm_dbg.kernel.netbsd.space import kernel_space
+        from kvm_dbg.kernel.space import kernel_space
 
         return kernel_space(kernel)
 
@@ -136,7 +136,9 @@ class _NetBSD:
         return for_each_unwind_gap(kernel, covered)
 
     def for_each_unwind_table(self, kernel: Kernel, *, modules: bool) -> Iterator[UnwindTable]:
-        return iter(())
+        from kvm_dbg.kernel.netbsd.unwind_table import for_each_unwind_table
+
+        return iter(()) if modules else for_each_unwind_table(kernel)
 
     def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
         return iter(())

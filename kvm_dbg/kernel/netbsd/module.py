@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.kernel.base import Module
 from kvm_dbg.kernel.bsd.queue import for_each_entry
-from kvm_dbg.kernel.layout import Layout, Names, decode_text
+from kvm_dbg.kernel.layout import Layout, Names, decode_text, read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -43,7 +43,7 @@ def for_each_module(kernel: Kernel) -> Iterator[Module]:
     head = kernel.symbols.address("module_list")
     for address in for_each_entry(kernel, head, layout.offsets["chain"], "modules", MAX_MODULES):
         module = layout.read(kernel, address)
-        place = int.from_bytes(kernel.read(module["info"] + info_name, 8), "little")
+        place = read_pointer(kernel, module["info"] + info_name)
         name = decode_text(read_string(kernel, place, NAME_SIZE))
         ranges: tuple[tuple[int, int], ...] = ()
         if module["kobj"]:

@@ -1,7 +1,8 @@
 """Processes and their threads (LWPs) as structures: where they are listed, and what is read of each.
 
 Sources: sys/sys/proc.h (struct proc: `allproc` and `zombproc` are LISTs through p_list, a process's LWPs one through
-l_sibling from p_lwps), sys/sys/lwp.h, sys/kern/kern_proc.c (a new process is put first).
+l_sibling from p_lwps), sys/sys/lwp.h, sys/kern/kern_proc.c (a new process is put first; whoever walks the list without
+holding it puts a dummy with PK_MARKER into it, PROCLIST_FOREACH).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, ReadError, SymbolNotFound
 from kvm_dbg.kernel.bsd.queue import for_each_entry
-from kvm_dbg.kernel.layout import Layout, Names, Record, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, read_number, remembered
+from kvm_dbg.kernel.netbsd.state import PK_MARKER
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -120,6 +122,8 @@ def read_listed(kernel: Kernel) -> tuple[list[Record], KvmDbgError | None]:
                     raise CorruptError(address, f"the lists {' and '.join(LISTS)} share a process")
                 seen.add(address)
                 proc = layout.read(kernel, address)
+                if proc["flag"] & PK_MARKER:
+                    continue
                 if not 0 <= proc["pid"] < MAX_PROCESSES:
                     raise CorruptError(proc.at("pid"), f"a process in the list {name} has the PID {proc['pid']}")
                 found.append(proc)
@@ -175,4 +179,4 @@ def read_count(kernel: Kernel) -> int:
     symbol = kernel.symbols.find("nprocs")
     if symbol is None:
         raise SymbolNotFound("nprocs")
-    return int.from_bytes(kernel.read(symbol.address, 4), "little", signed=True)
+    return read_number(kernel, symbol.address, 4, signed=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Lwp, Process
-from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_number
+from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_number, read_pointer
 from kvm_dbg.kernel.netbsd.cpu import read_cpus, read_current_lwps
 from kvm_dbg.kernel.netbsd.kinfo import KinfoReader, read_message, signed32
 from kvm_dbg.kernel.netbsd.proc import proc_layout, read_lwps, read_procs
@@ -225,7 +225,7 @@ class ProcessReader:
     def _resident_size(self, space: Record | None) -> int | None:
         if space is None:
             return None
-        return read_number(self._kernel, space["pmap"] + self._resident, 8) * self._page_size
+        return read_pointer(self._kernel, space["pmap"] + self._resident) * self._page_size  # a long
 
     def _size(self, proc: Record, space: Record | None) -> int | None:
         """Return what ps shows as VSZ, in bytes."""

@@ -1,4 +1,4 @@
-"""Where the knowledge about an opened kernel comes from: its file, or a layout file."""
+"""Where the knowledge about an opened kernel comes from: its file, a layout file, or its memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import KvmDbgError
 from kvm_dbg.kernel.base import Sources
+from kvm_dbg.symbols.ksyms import SOURCE
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -22,4 +23,4 @@ def find_sources(kernel: Kernel) -> Sources:
         missing.append(str(error))
     if types is None or not types.startswith("DWARF"):
         missing.append("no debug information: no source lines and no local variables")
-    return Sources(None if path is None else str(path), types, "frame pointers", tuple(missing))
+    return Sources(SOURCE if path is None else str(path), types, "frame pointers", tuple(missing))

@@ -24,7 +24,7 @@ LW_IDLE, LW_SINTR, LW_SYSTEM = 0x1, 0x80, 0x200  # l_flag
 PL_CONTROLT, PL_PPWAIT = 0x2, 0x10  # p_lflag
 PS_WEXIT = 0x2000  # p_sflag
 PSL_TRACED = 0x800  # p_slflag
-PK_SYSTEM = 0x2  # p_flag
+PK_SYSTEM, PK_32, PK_MARKER = 0x2, 0x4_0000, 0x8000_0000  # p_flag
 
 
 def lwp_letter(lwp: Record) -> str:

@@ -1,7 +1,8 @@
 """What a person wants to know first of a NetBSD kernel.
 
-Sources: sys/kern/subr_prf.c (`panicstr`; `panicstart` and `panicend`: where its text is in the message buffer),
-sys/kern/init_sysctl.c (`hostname`), sys/arch/amd64/amd64/machdep.c (`physmem` in pages, `dumpmag`).
+Sources: sys/kern/subr_prf.c (`panicstr`, the format of what was said; later `panicstart` and `panicend` as well: where
+the text itself is in the message buffer), sys/kern/init_sysctl.c (`hostname`), sys/arch/amd64/amd64/machdep.c (
+`physmem` in pages, an int that became a psize_t; `dumpmag`).
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from kvm_dbg.debuginfo.value import read_string
-from kvm_dbg.errors import KvmDbgError
+from kvm_dbg.errors import KvmDbgError, SymbolNotFound
 from kvm_dbg.kernel.base import SystemSummary
 from kvm_dbg.kernel.bsd.loadavg import read_load_average
 from kvm_dbg.kernel.layout import decode_text, read_number, read_pointer
 from kvm_dbg.kernel.netbsd.boot import NAME
 from kvm_dbg.kernel.netbsd.cpu import read_cpus, read_current_lwps
-from kvm_dbg.kernel.netbsd.log import HEADER
+from kvm_dbg.kernel.netbsd.log import read_ring
 from kvm_dbg.kernel.netbsd.proc import find_proc, lwp_layout, read_lwps, read_procs
 from kvm_dbg.kernel.netbsd.process import ProcessReader
 from kvm_dbg.kernel.netbsd.thread import find_dumper
@@ -29,6 +30,7 @@ Result = TypeVar("Result")
 
 TEXT_LIMIT = 256  # bytes; MAXHOSTNAMELEN
 PANIC_LIMIT = 4096  # bytes
+INT, LONG = 4, 8  # bytes
 
 
 def read_summary(kernel: Kernel) -> SystemSummary:
@@ -62,10 +64,13 @@ def read_panic(kernel: Kernel) -> str | None:
     message = read_pointer(kernel, kernel.symbols.address("panicstr"))
     if not message:
         return None
-    start, end = (read_number(kernel, kernel.symbols.address(name), 4) for name in ("panicstart", "panicend"))
-    if start < end <= start + PANIC_LIMIT:
-        text = read_pointer(kernel, kernel.symbols.address("msgbufp")) + HEADER.size
-        return decode_text(kernel.read(text + start, end - start)).strip()
+    start, end = _read_variable(kernel, "panicstart"), _read_variable(kernel, "panicend")
+    if start is not None and end is not None and start != end and min(start, end) >= 0:
+        ring = read_ring(kernel)
+        length = (end - start) % ring.size  # it may go on at the ring's start
+        if max(start, end) <= ring.size and length <= PANIC_LIMIT:
+            text = kernel.read(ring.address, ring.size)
+            return decode_text((text + text)[start : start + length].replace(b"\0", b"")).strip()
     return decode_text(read_string(kernel, message, PANIC_LIMIT)).strip()
 
 
@@ -93,7 +98,18 @@ def _count_lwps(kernel: Kernel) -> int | None:
 
 
 def _read_memory(kernel: Kernel) -> int:
-    return read_number(kernel, kernel.symbols.address("physmem"), 4) << kernel.arch.page_shift
+    pages = _read_variable(kernel, "physmem")
+    if pages is None:
+        raise SymbolNotFound("physmem")
+    return pages << kernel.arch.page_shift
+
+
+def _read_variable(kernel: Kernel, name: str) -> int | None:
+    """Return an int or long, as large as its symbol says; None if there is none. Raises ReadError."""
+    symbol = kernel.symbols.find(name)
+    if symbol is None:
+        return None
+    return read_number(kernel, symbol.address, LONG if symbol.size == LONG else INT, signed=True)
 
 
 def _or_none(kernel: Kernel, read: Callable[[Kernel], Result]) -> Result | None:

@@ -3,6 +3,9 @@
 An LWP's id is unique within its process only, and a debugger wants numbers that are unique: LWP 1 of a process has the
 process's PID for its number, LWP n of it PID + (n - 1) * 100000 (PIDs are below 100000, sys/sys/proc.h), and LWP n of
 process 0, the kernel, n * 100000.
+
+Since 10.0 ids come from the table of PIDs (sys/kern/kern_proc.c, proc_alloc_lwpid()): they are unique, and the first
+LWP of a process has its PID. There an LWP's number is its id, and that of LWP 0, the kernel's first, 100000.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import KvmDbgError
 from kvm_dbg.kernel.base import Thread
-from kvm_dbg.kernel.layout import Record
+from kvm_dbg.kernel.layout import Record, read_pointer
 from kvm_dbg.kernel.netbsd.cpu import read_cpus, read_current_lwps
 from kvm_dbg.kernel.netbsd.proc import read_lwps, read_procs
 from kvm_dbg.kernel.netbsd.process import ProcessReader
 from kvm_dbg.kernel.netbsd.register import (
     MISSING,
     STACK_LIMIT,
+    names_of,
     pcb_layout,
     read_cpu_registers,
     read_dumping,
@@ -30,10 +34,13 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
 
 STRIDE = 100_000
+UNIQUE = "proc_alloc_lwpid"  # the function that makes ids unique
 
 
-def thread_number(pid: int, lid: int) -> int:
-    """Return the number that a debugger has for an LWP."""
+def thread_number(pid: int, lid: int, *, unique: bool = False) -> int:
+    """Return the number that a debugger has for an LWP; unique: whether ids are so in the whole system."""
+    if unique:
+        return lid or STRIDE
     return lid * STRIDE if pid == 0 else (lid - 1) * STRIDE + pid
 
 
@@ -62,8 +69,8 @@ def find_dumper(kernel: Kernel) -> tuple[int, dict[str, int]] | None:
         return None
     try:
         for address in read_current_lwps(kernel).values():
-            pcb = int.from_bytes(kernel.read(address + kernel.types.offset_of("struct lwp", "l_addr"), 8), "little")
-            if abs(registers["rsp"] - pcb) < STACK_LIMIT:
+            pcb = read_pointer(kernel, address + kernel.types.offset_of("struct lwp", "l_addr"))
+            if abs(registers[names_of(kernel).sp] - pcb) < STACK_LIMIT:
                 return address, registers
     except MISSING:
         pass  # then it is not known
@@ -80,6 +87,7 @@ class ThreadReader:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._names = ProcessReader(kernel)
+        self._unique = UNIQUE in kernel.symbols
         self._registers = read_cpu_registers(kernel)
         found = find_dumper(kernel)
         self.dumper: int | None = None if found is None else found[0]
@@ -112,7 +120,9 @@ class ThreadReader:
         except KvmDbgError:
             name = proc.text("comm")
         pid, lid = proc["pid"], lwp["lid"]
-        return Thread(lid, pid, name, lwp.address, cpu, on_cpu, registers, why, thread_number(pid, lid))
+        return Thread(
+            lid, pid, name, lwp.address, cpu, on_cpu, registers, why, thread_number(pid, lid, unique=self._unique)
+        )
 
     def _saved(self, proc: Record, lwp: Record) -> tuple[dict[str, int], str]:
         """Return the registers that an LWP left on its stack, and where they are from."""
@@ -122,9 +132,9 @@ class ThreadReader:
             return {}, "it has nothing to do, as software interrupts between their runs: nothing of it is saved"
         try:
             pcb = lwp["addr"]
-            sp = pcb_layout(self._kernel).read(self._kernel, pcb)["rsp"]
+            sp = pcb_layout(self._kernel).read(self._kernel, pcb)["sp"] & (1 << 8 * self._kernel.arch.pointer_size) - 1
             if abs(sp - pcb) >= STACK_LIMIT:
                 return {}, f"its saved stack pointer {sp:#x} is outside of its stack at {pcb:#x}"
-            return read_saved(self._kernel, pcb), "switchframe at pcb_rsp"
+            return read_saved(self._kernel, pcb), f"switchframe at pcb_{names_of(self._kernel).sp}"
         except MISSING as error:
             return {}, f"its saved registers cannot be read: {error}"

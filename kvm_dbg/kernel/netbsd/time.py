@@ -3,7 +3,7 @@
 Sources: sys/sys/time.h (struct bintime: seconds, and a fraction in 2^-64 s), sys/kern/kern_resource.c, calcru(): a
 process's time is that of its LWPs and of those that are gone; it is shared out by the ticks that the statistics clock
 found it in user and system mode and in interrupts, halved where there were none. sys/kern/kern_tc.c (`time_second`,
-`time_uptime`, `boottime`).
+`time_uptime`; `time__second` and `time__uptime` since 10.0, where processors load 64 bits at once: sys/sys/timevar.h).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
 
 MAX_SECONDS = 1 << 40
+SECOND = ("time__second", "time_second")
+UPTIME = ("time__uptime", "time_uptime")
 
 
 class CpuTime(NamedTuple):
@@ -47,9 +49,16 @@ def share_time(proc: Record, lwps: Sequence[Record]) -> CpuTime:
 
 def read_clock(kernel: Kernel) -> float:
     """Return the time in seconds since the epoch. Raises SymbolNotFound, ReadError."""
-    return float(read_number(kernel, kernel.symbols.address("time_second"), 8, signed=True))
+    return _read_seconds(kernel, SECOND)
 
 
 def read_uptime(kernel: Kernel) -> float:
     """Return the time since boot in seconds. Raises SymbolNotFound, ReadError."""
-    return float(read_number(kernel, kernel.symbols.address("time_uptime"), 8, signed=True))
+    return _read_seconds(kernel, UPTIME)
+
+
+def _read_seconds(kernel: Kernel, names: tuple[str, str]) -> float:
+    """Return a time_t, a variable by the newest of its names that the kernel has."""
+    symbol = kernel.symbols.find(names[0])
+    address = kernel.symbols.address(names[1]) if symbol is None else symbol.address
+    return float(read_number(kernel, address, 8, signed=True))

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from kvm_dbg.arch.x86_64 import X86_64
 from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel.netbsd.area import for_each_area
 from kvm_dbg.kernel.netbsd.unwind import ENTRIES, STARTS
@@ -22,10 +23,16 @@ CALL = UnwindRow(0, 0, "call", "rbp", 2 * WORD, "previous", -2 * WORD)
 END = UnwindRow(0, 0, "end", "", 0)
 
 
+def for_each_unwind_table(kernel: Kernel) -> Iterator[UnwindTable]:
+    """Yield the rules of a kernel without a file: for all of its text."""
+    if getattr(kernel, "vmlinux_path", None) is None:
+        yield from for_each_unwind_gap(kernel, ())
+
+
 def for_each_unwind_gap(kernel: Kernel, covered: Sequence[tuple[int, int]]) -> Iterator[UnwindTable]:
     """Yield rules for the runs of the kernel's text that are not `covered`."""
     text = next((area for area in for_each_area(kernel) if area.executable), None)
-    if text is None:
+    if text is None or kernel.arch.name != X86_64.name:
         return
     rows = _rows(kernel, text.start, text.end)
     place = text.start
