@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from kvm_dbg.elf import (
@@ -40,6 +41,9 @@ LAST_SECTION = 16  # SHBSS has been 4 and 5
 FEWEST = 16  # symbols
 CTF_MAGIC = b"\xf1\xcf"
 _NAMES = (".symtab", ".strtab", ".shstrtab", ".bss", ".symtab_ctf", ".SUNW_ctf")
+
+
+Blocks = Callable[[], Iterable[tuple[int, bytes]]]
 
 
 class Memory(Protocol):
@@ -95,14 +99,13 @@ class Table(NamedTuple):
     ctfsize: int
 
 
-def search_ksyms(
-    memory: Memory, blocks: Iterable[tuple[int, bytes]], shape: Shape
-) -> tuple[ElfSymbolTable, str] | None:
+def search_ksyms(memory: Memory, blocks: Blocks, shape: Shape) -> tuple[ElfSymbolTable, str] | None:
     """Return the symbols of the kernel and its modules, and a sentence on what is missing ("" if nothing is).
 
     Args:
         memory: the kernel's.
-        blocks: (address, bytes) of the kernel's image, the parts that are there, ascending; run-time addresses.
+        blocks: returns an iterable of (address, bytes), the parts of the kernel's image that are there, ascending;
+            called twice.
         shape: of the kernel's processor.
 
     Returns:
@@ -111,9 +114,8 @@ def search_ksyms(
     Raises:
         ReadError: there is one, but its symbols or names are not in the image.
     """
-    held = list(blocks)
     failure: ReadError | None = None
-    for table in _for_each_candidate(held, shape):
+    for table in _for_each_candidate(memory, blocks, shape):
         try:
             parts, missing = _read_chain(memory, table, shape)
         except ReadError as error:
@@ -127,31 +129,35 @@ def search_ksyms(
     return None
 
 
-def _for_each_candidate(blocks: list[tuple[int, bytes]], shape: Shape) -> Iterator[Table]:
+def _for_each_candidate(memory: Memory, blocks: Blocks, shape: Shape) -> Iterator[Table]:
     """Yield what could be the kernel's own struct ksyms_symtab."""
-    parser, before = shape.table, 2 * shape.word
-    for count, name in enumerate(_for_each_place(blocks, KERNEL)):
-        if count >= MAX_NAMES:
-            return
-        pointer = struct.pack(shape.order + ("Q" if shape.word == 8 else "I"), name)
-        for vaddr, data in blocks:
+    parser, pack = shape.table, struct.Struct(shape.order + ("Q" if shape.word == 8 else "I")).pack
+    pointers = [pack(name) for name in islice(_for_each_place(blocks, KERNEL), MAX_NAMES)]
+    for vaddr, data in blocks() if pointers else ():
+        for pointer in pointers:
             at = data.find(pointer)
             while at >= 0:
-                start = at - before
-                if (vaddr + at) % shape.word == 0 and 0 <= start <= len(data) - parser.size:
-                    table = Table._make(parser.unpack_from(data, start))
-                    if _is_possible(table, shape) and not table.usroffset and not table.gone:
+                if (vaddr + at) % shape.word == 0:
+                    try:
+                        table = Table._make(parser.unpack(memory.read(vaddr + at - 2 * shape.word, parser.size)))
+                    except ReadError:
+                        table = None
+                    if table is not None and _is_possible(table, shape) and not table.usroffset and not table.gone:
                         yield table
                 at = data.find(pointer, at + 1)
 
 
-def _for_each_place(blocks: list[tuple[int, bytes]], text: bytes) -> Iterator[int]:
-    """Yield the addresses of `text`; one that lies across two blocks is not found."""
-    for vaddr, data in blocks:
+def _for_each_place(blocks: Blocks, text: bytes) -> Iterator[int]:
+    """Yield the addresses of `text`."""
+    tail, end = b"", -1
+    for vaddr, block in blocks():
+        before = tail if vaddr == end else b""
+        data = before + block
         at = data.find(text)
         while at >= 0:
-            yield vaddr + at
+            yield vaddr - len(before) + at
             at = data.find(text, at + 1)
+        tail, end = block[1 - len(text) :], vaddr + len(block)
 
 
 def _is_possible(table: Table, shape: Shape) -> bool:

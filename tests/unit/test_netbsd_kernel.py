@@ -227,6 +227,22 @@ def test_processes_and_lwps_of_10(tmp_path: Path, kind: str) -> None:
             assert check.grade != "suspect" or "dumpmag" in check.text
 
 
+@pytest.mark.parametrize("kind", ["amd64", "scattered"])
+def test_memory_without_a_word_on_page_tables(tmp_path: Path, kind: str) -> None:
+    """They are found in memory by the entry that leads to themselves, and lead to the version wherever it is."""
+    machine = build(kind)
+    machine.kernel.add_ksyms()
+    path = tmp_path / "memory"
+    path.write_bytes(write_lime(machine.kernel.memory().items()))
+    with open_image(path) as image:
+        (identity,) = identify_kernels(image)
+        assert (identity.version, identity.verified) == (VERSION, True)
+        assert identity.paging is not None
+        assert identity.paging.root == ROOT
+        kernel = open_kernel(image, layout=machine.kernel.write_layout(tmp_path / "layout.json"))
+        assert [process.pid for process in system_of(kernel).for_each_process(kernel)] == [0, 1, 77, 30001]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_stacks(tmp_path: Path, kind: str) -> None:
     """From the switch frame by frame pointers to where a kernel's LWP began, or through the trap frame to a user's."""

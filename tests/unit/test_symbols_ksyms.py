@@ -37,7 +37,7 @@ def space_of(kernel: LittleNetbsd, tmp_path: Path) -> ImageSpace:
 
 def search(kernel: LittleNetbsd, tmp_path: Path) -> tuple[ElfSymbolTable, str] | None:
     space = space_of(kernel, tmp_path)
-    return search_ksyms(space, for_each_block(space), WIDE if kernel.wide else NARROW)
+    return search_ksyms(space, lambda: for_each_block(space), WIDE if kernel.wide else NARROW)
 
 
 @pytest.mark.parametrize("wide", [True, False])
@@ -155,5 +155,21 @@ def test_names_without_end_are_bounded() -> None:
         def read(self, vaddr: int, size: int) -> bytes:
             raise CorruptError(vaddr, "not asked")
 
-    blocks = [(0x1000, b"netbsd\0" * 20000)]
-    assert search_ksyms(Nothing(), blocks, WIDE) is None
+    assert search_ksyms(Nothing(), lambda: [(0x1000, b"netbsd\0" * 20000)], WIDE) is None
+
+
+def test_what_lies_across_blocks_is_found(tmp_path: Path) -> None:
+    kernel = make()
+    place = kernel.add_ksyms()
+    space = space_of(kernel, tmp_path)
+    whole = [(vaddr, data) for vaddr, data in for_each_block(space)]
+    name = int.from_bytes(space.read(place + 16, 8), "little")
+    for cut in (name + 3, place + 24, place + 40):
+        blocks = []
+        for vaddr, data in whole:
+            at = cut - vaddr
+            blocks += [(vaddr, data[:at]), (cut, data[at:])] if 0 < at < len(data) else [(vaddr, data)]
+        assert len(blocks) == len(whole) + 1
+        found = search_ksyms(space, blocks.copy, WIDE)
+        assert found is not None
+        assert len(found[0]) == len(kernel.symbols)

@@ -63,6 +63,8 @@ class LittleNetbsd:
                 self.pages[part.paddr + at] = bytearray(PAGE)
                 self.map(ROOT, part.vaddr + at, part.paddr + at)
         self._used = dict.fromkeys(self.parts, 64)
+        if wide:
+            self.write(ROOT + 300 * 8, (ROOT | PRESENT).to_bytes(8, "little"))  # every top table leads to itself
         self.variable("version", (VERSION + BUILT).encode() + b"\0", "rodata")
         self.pointer("PDPpaddr", ROOT)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from kvm_dbg.arch.base import Arch
@@ -122,7 +123,7 @@ def _attach_own(
     space, why = boot.space(image), "its page tables are not known"
     if space is not None:
         try:
-            found = search_ksyms(space, for_each_block(space), _shape(space.arch))
+            found = search_ksyms(space, partial(for_each_block, space), _shape(space.arch))
         except ReadError as error:
             found, why = None, f"the symbol tables are there, but not all of them: {error}"
         else:
