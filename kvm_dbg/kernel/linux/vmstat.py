@@ -2,7 +2,7 @@
 
 Sources: mm/vmstat.c (`vmstat_text`: their names, in the order of the groups below; vmstat_start(): where the values
 are), include/linux/mmzone.h (enums zone_stat_item, numa_stat_item, node_stat_item), include/linux/vmstat.h (struct
-vm_event_state, enum writeback_stat_item), include/linux/vm_event_item.h.
+vm_event_state, enum writeback_stat_item), include/linux/vm_event_item.h (no events without CONFIG_VM_EVENT_COUNTERS).
 
 The global counters lack what CPUs have not yet handed in, here as in /proc/vmstat. Events of NUMA wait at the zones'
 CPUs since 5.14 (commit f19298b9516c), until somebody reads /proc/vmstat: they are added here. Huge pages have been
@@ -29,6 +29,7 @@ MAX_ITEMS = 4096  # of one group
 MAX_NODES = 1 << 12
 MAX_ZONES = 16  # of one node
 NAME_SIZE = 64
+THRESHOLDS = 2  # nr_dirty_threshold, nr_dirty_background_threshold
 HUGE = ("NR_ANON_THPS", "NR_FILE_THPS", "NR_SHMEM_THPS", "NR_SHMEM_PMDMAPPED", "NR_FILE_PMDMAPPED")
 WORKED_OUT = "/proc/vmstat works it out when it is read"
 
@@ -44,8 +45,8 @@ def for_each_counter(kernel: Kernel) -> Iterator[Counter]:
         (_count(kernel, "NR_VM_ZONE_STAT_ITEMS"), _read_zone),
         (_count_numa(kernel), _read_numa),
         (_count(kernel, "NR_VM_NODE_STAT_ITEMS"), _read_node),
-        (_count(kernel, "NR_VM_STAT_ITEMS", "NR_VM_WRITEBACK_STAT_ITEMS"), _read_other),
-        (_count(kernel, "NR_VM_EVENT_ITEMS"), _read_events),
+        (_count_other(kernel), _read_other),
+        (_count(kernel, "NR_VM_EVENT_ITEMS") if "vm_event_states" in kernel.symbols else 0, _read_events),
     )
     names = iter(_read_names(kernel, sum(count for count, _ in groups)))
     for count, read in groups:
@@ -69,9 +70,19 @@ def _count(kernel: Kernel, *names: str) -> int:
 
 
 def _count_numa(kernel: Kernel) -> int:
-    if kernel.symbols.find("vm_numa_event") is None and kernel.symbols.find("vm_numa_stat") is None:
-        return 0  # without CONFIG_NUMA
-    return _count(kernel, "NR_VM_NUMA_EVENT_ITEMS", "NR_VM_NUMA_STAT_ITEMS")
+    """Return how many events of NUMA there are; none without CONFIG_NUMA, whose enum is empty then."""
+    names = ("NR_VM_NUMA_EVENT_ITEMS", "NR_VM_NUMA_STAT_ITEMS")
+    if all(kernel.types.find_enumerator(name) is None for name in names):
+        return 0
+    return _count(kernel, *names)
+
+
+def _count_other(kernel: Kernel) -> int:
+    """Return how many values have neither: the two thresholds, where debug information leaves an unused enum out."""
+    names = ("NR_VM_STAT_ITEMS", "NR_VM_WRITEBACK_STAT_ITEMS")
+    if all(kernel.types.find_enumerator(name) is None for name in names):
+        return THRESHOLDS
+    return _count(kernel, *names)
 
 
 def _read_names(kernel: Kernel, count: int) -> list[str]:
