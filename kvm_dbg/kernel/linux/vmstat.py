@@ -132,7 +132,7 @@ def _read_numa(kernel: Kernel, count: int) -> Sequence[int]:
     types, word = kernel.types, kernel.arch.pointer_size
     member = types.offset_of("struct per_cpu_zonestat", "vm_numa_event")
     mask = (1 << 8 * word) - 1
-    for zone in _for_each_zone(kernel):
+    for zone in for_each_zone(kernel):
         area = read_pointer(kernel, zone + types.offset_of("struct zone", "per_cpu_zonestats"))
         for offset in read_per_cpu_offsets(kernel).values():
             data = kernel.read((area + offset & mask) + member, count * word)
@@ -140,7 +140,7 @@ def _read_numa(kernel: Kernel, count: int) -> Sequence[int]:
     return values
 
 
-def _for_each_zone(kernel: Kernel) -> Iterator[int]:
+def for_each_zone(kernel: Kernel) -> Iterator[int]:
     """Yield the addresses of the zones that have memory."""
     types, word = kernel.types, kernel.arch.pointer_size
     nodes = read_number(kernel, kernel.symbols.address("nr_node_ids"), 4)
