@@ -70,7 +70,8 @@ def find_symbols(server: Server) -> Symbols | None:
     except ServerError as error:
         warn(f"backtraces end where the kernel was entered or interrupted: {error}")
         return Symbols(str(path), None, [])
-    return Symbols(str(module["file"]), str(path), list(module["trap_handlers"]))
+    debug = None if module["complete"] else str(path)
+    return Symbols(str(module["file"]), debug, list(module["trap_handlers"]))
 
 
 def _find_made(server: Server) -> Symbols | None:

@@ -25,6 +25,7 @@ from kvm_dbg.commands.thread import Thread
 from kvm_dbg.commands.user import User
 from kvm_dbg.commands.vm import Vm
 from kvm_dbg.commands.vmlinux import Vmlinux
+from kvm_dbg.commands.vmstat import VmStat
 from kvm_dbg.commands.vtop import Vtop
 from kvm_dbg.commands.write import Write
 from kvm_dbg.errors import UsageError
@@ -49,6 +50,7 @@ COMMANDS: tuple[Command, ...] = (
     Vmlinux(),
     LayoutCommand(),
     LoadAvg(),
+    VmStat(),
     Log(),
     Mods(),
     Nlist(),

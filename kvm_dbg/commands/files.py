@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from stat import filemode
 from typing import Any
 
 from kvm_dbg.commands.base import Cell, Column, Command, Table
 from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
-from kvm_dbg.kernel.base import OpenFile
+from kvm_dbg.kernel.resource import OpenFile
 
 COLUMNS = (
     Column("PID", "number"),
-    Column("FD", "number"),
+    Column("FD", "number", "the descriptor; `wd`: the working directory, `root`: the root directory"),
     Column("KIND", "text", "reg, dir, chr, blk, fifo, sock or anon"),
+    Column("MODE", "text", "type and permissions, as ls -l shows them"),
+    Column("RW", "text", "r, w or rw: opened for reading, writing"),
     Column("FLAGS", "address", "as given to open(2)"),
     Column("OFFSET", "number"),
+    Column("SIZE", "number", "bytes of the file"),
+    Column("DEVICE", "text", "major,minor of a special file"),
     Column("INODE", "number"),
+    Column("MOUNT", "text", "where its file system is mounted"),
     Column("PATH", "text", "as readlink of /proc/PID/fd/FD shows it"),
     Column("ADDRESS", "address", "of the file structure"),
     Column("UNREAD", "list", "fields whose memory is not in the image", extra=True),
@@ -25,7 +31,7 @@ COLUMNS = (
 
 
 class Files(Command):
-    """Open files."""
+    """Open files, and the directories of processes."""
 
     name = "files"
     summary = "List the open files of some processes, or of all"
@@ -46,11 +52,16 @@ class Files(Command):
         for file in files:
             yield [
                 file.pid,
-                file.fd,
+                file.role or file.fd,
                 file.kind,
+                None if file.mode is None else filemode(file.mode),
+                file.access,
                 file.flags,
                 file.offset,
+                file.size,
+                None if file.device is None else "{},{}".format(*file.device),
                 file.inode,
+                file.mount,
                 file.path,
                 file.address,
                 list(file.unread),

@@ -18,11 +18,12 @@ COLUMNS = (
     Column("REMARKS", "lines", "what is missing"),
 )
 STRUCTS = (  # what the BSD kernels' rooms read; those that a kernel does not have are left out
-    *("bintime", "cpu_info", "cwdinfo", "fdescenttbl", "fdfile", "fdtab", "file", "filedesc", "filedescent", "inode"),
-    *("kauth_cred", "kern_msgbuf", "linker_file", "loadavg", "lwp", "module", "mount", "msgbuf", "pargs", "pcb"),
-    *("pgrp", "pipe", "plimit", "pmap", "proc", "ps_strings", "pstats", "rusage", "session", "sigctx", "sigpend"),
-    *("socket", "switchframe", "thread", "timespec", "timeval", "trapframe", "tty", "ucred", "uvmexp", "vm_amap"),
-    *("vm_anon", "vm_map", "vm_map_entry", "vm_object", "vm_page", "vmspace", "vnode"),
+    *("bintime", "enum cpu_count", "cpu_info", "cwdinfo", "fdescenttbl", "fdfile", "fdtab", "file", "filedesc"),
+    *("filedescent", "inode", "kauth_cred", "kern_msgbuf", "linker_file", "loadavg", "lwp", "module", "mount"),
+    *("msgbuf", "namecache", "pargs", "pcb", "pgrp", "pipe", "plimit", "pmap", "proc", "ps_strings", "pstats"),
+    *("rusage", "session", "sigctx", "sigpend", "socket", "specnode", "switchframe", "thread", "timespec", "timeval"),
+    *("trapframe", "tty", "ucred", "uvmexp", "vm_amap", "vm_anon", "vm_map", "vm_map_entry", "vm_object", "vm_page"),
+    *("vmspace", "vnode"),
 )
 
 
@@ -61,16 +62,18 @@ class LayoutCommand(Command):
                 raise CommandError(f"{args.kernel_file} has no debug information: no BTF, DWARF or CTF")
             if session.progress is not None:
                 session.progress("reading types")
-            names = [name if " " in name else f"struct {name}" for name in args.struct]
+            names = [_full(name) for name in args.struct]
             for name in names:
                 if types.find_type(name) is None:
                     raise TypeNotFound(name, f"no type {name!r} in {types.source}")
-            data, problems, structs = make_layout(
-                types, names or [f"struct {name}" for name in STRUCTS], elf, "kvm_dbg"
-            )
+            data, problems, structs = make_layout(types, names or [_full(name) for name in STRUCTS], elf, "kvm_dbg")
             if not structs:
                 raise CommandError(f"{types.source} has none of the structs: name some with --struct")
             source = types.source
         with new_file(args.file) as file:
             file.write(data)
         return Table(COLUMNS, [(args.file, len(data), structs, source, problems)], single=True)
+
+
+def _full(name: str) -> str:
+    return name if " " in name else f"struct {name}"

@@ -19,6 +19,7 @@ from kvm_dbg.symbols.base import SymbolTable
 
 if TYPE_CHECKING:
     from kvm_dbg.debuginfo.btf import BtfTypes
+    from kvm_dbg.kernel.resource import Counter, OpenFile
 
 
 class Kernel(ABC):
@@ -206,23 +207,6 @@ class LogRecord:
     caller: str | None = None  # "T123" or "C4", as dmesg shows it
     dictionary: tuple[tuple[str, str], ...] = ()
     unread: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OpenFile:
-    """One open file of a process. mode: st_mode. size: bytes. Both None where that is not known."""
-
-    pid: int
-    fd: int
-    address: int  # struct file
-    kind: str  # "reg", "dir", "chr", "blk", "fifo", "sock", "anon"
-    path: str | None
-    flags: int | None = None
-    offset: int | None = None
-    inode: int | None = None
-    unread: tuple[str, ...] = ()
-    mode: int | None = None
-    size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,7 +485,10 @@ class OperatingSystem(Protocol):
         """Return the environment as in /proc/PID/environ; None for kernel threads and zombies. Raises ReadError."""
 
     def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
-        """Yield the open files of one process or of all."""
+        """Yield the open files of one process or of all, each process's directories before its descriptors."""
+
+    def for_each_counter(self, kernel: Kernel) -> Iterator[Counter]:
+        """Yield the counters of memory and events in the system's own order. Raises UnsupportedError, ReadError, ..."""
 
     def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
         """Yield the mappings of a process, ascending; none for kernel threads and zombies."""

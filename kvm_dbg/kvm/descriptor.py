@@ -19,11 +19,11 @@ from kvm_dbg.kernel.base import (
     LogRecord,
     Lwp,
     Module,
-    OpenFile,
     OperatingSystem,
     Process,
     SystemSummary,
 )
+from kvm_dbg.kernel.resource import OpenFile
 from kvm_dbg.kernel.space import ImageSpace, header_space
 from kvm_dbg.kvm.constant import (
     KERN_PROC_ALL,
@@ -260,8 +260,8 @@ class Kvm:
         return self._system.read_environment(self.kernel, process)
 
     def files(self, pid: int | None = None) -> Iterator[OpenFile]:
-        """Yield the open files of one process or of all."""
-        return self._system.for_each_file(self.kernel, pid)
+        """Yield the open files of one process or of all: what has a descriptor."""
+        return (file for file in self._system.for_each_file(self.kernel, pid) if not file.role)
 
     def load_average(self) -> LoadAverage:
         """Return the load averages. Raises SymbolNotFound, ReadError."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kvm_dbg.kernel.base import Lwp, OpenFile, Process
+from kvm_dbg.kernel.base import Lwp, Process
+from kvm_dbg.kernel.resource import OpenFile
 from kvm_dbg.kvm import constant
 from kvm_dbg.kvm.record import KinfoFile, KinfoLwp, KinfoProc, KinfoProc2, KpEproc, KpProc, Pcred, Ucred
 
@@ -66,17 +67,19 @@ def fill_proc2(process: Process, page_size: int) -> KinfoProc2:
 def fill_proc(process: Process) -> KinfoProc:
     """Return a process as struct kinfo_proc."""
     groups = known_groups(process)
+    kinfo = process.kinfo
     return KinfoProc(
         kp_proc=KpProc(
             p_pid=process.pid,
-            p_flag=flags(process),
-            p_stat=process_state(process.state),
-            p_nice=process.nice,
+            p_flag=kinfo.get("p_flag", flags(process)),
+            p_stat=kinfo.get("p_realstat", process_state(process.state)),
+            p_nice=kinfo.get("p_nice", process.nice),
             p_comm=process.command,
             p_nlwps=known_threads(process),
         ),
         kp_eproc=KpEproc(
             e_paddr=process.address,
+            e_sess=kinfo.get("p_sess"),
             e_pcred=Pcred(p_ruid=process.ruid, p_svuid=process.svuid, p_rgid=process.rgid, p_svgid=process.svgid),
             e_ucred=Ucred(
                 cr_uid=process.uid,
@@ -86,9 +89,12 @@ def fill_proc(process: Process) -> KinfoProc:
             ),
             e_ppid=process.ppid,
             e_pgid=process.pgid,
+            e_jobc=kinfo.get("p_jobc"),
             e_tdev=terminal(process),
             e_tpgid=process.tty_pgid,
+            e_wmesg=kinfo.get("p_wmesg"),
             e_flag=extra_flags(process),
+            e_login=kinfo.get("p_login"),
             e_sid=process.sid,
         ),
     )
@@ -159,7 +165,7 @@ def flags(process: Process) -> int:
 
 def extra_flags(process: Process) -> int:
     """Return p_eflag."""
-    leader = process.sid is not None and process.sid == process.pid
+    leader = process.sid is not None and process.sid == process.pid != 0  # the kernel's own session has none
     bits = constant.EPROC_CTTY if process.tty_device is not None else 0
     return bits | (constant.EPROC_SLEADER if leader else 0)
 

@@ -237,7 +237,7 @@ def _messages(
             from kvm_dbg.rsp.lldb_module import make_lldb_module
 
             module = make_lldb_module(session, request.get("made"))
-            yield {"file": module.path, "trap_handlers": module.trap_handlers}
+            yield {"file": module.path, "trap_handlers": module.trap_handlers, "complete": module.complete}
         case {"user": str(words)}:
             yield users.open(session, words, debugger.run_line)
         case {"offsets": False}:

@@ -26,11 +26,13 @@ from kvm_dbg.kernel_file.frame_rule import DWARF_NUMBERS, INTERRUPT_FRAME, PT_RE
 from kvm_dbg.kernel_file.leb128 import encode_signed
 
 PRESERVED = ("rbx", "rbp", "r12", "r13", "r14", "r15")
-DATA_ALIGN = -8
+WORD = 8
+DATA_ALIGN = -WORD
 CFA_ADVANCE_LOC4 = 0x04
 CFA_UNDEFINED = 0x07
 CFA_SAME_VALUE = 0x08
 CFA_DEF_EXPRESSION = 0x0F
+CFA_EXPRESSION = 0x10
 CFA_OFFSET_SF = 0x11
 CFA_DEF_SF = 0x12
 CFA_VAL_EXPRESSION = 0x16
@@ -49,8 +51,13 @@ class Entry(NamedTuple):
 Rules = dict[str, bytes]  # by register: the instruction that says where the caller's value is; "cfa" is the frame
 
 
-def make_eh_frame(entries: Iterable[Entry], slide: int) -> bytes:
-    """Return the section's bytes; its own address has no meaning, for all pointers in it are absolute."""
+def make_eh_frame(entries: Iterable[Entry], slide: int, *, blind: bool = False) -> bytes:
+    """Return the section's bytes; its own address has no meaning, for all pointers in it are absolute.
+
+    blind: the image has no code. lldb unwinds the innermost frame by what it makes of the function's instructions, if
+    the rules put the return address where it would look for it; so frame pointers' rules say the same place in
+    other words.
+    """
     out = bytearray()
     cies: dict[bytes, int] = {}
     for augmentation in (PLAIN, SIGNAL):
@@ -60,12 +67,12 @@ def make_eh_frame(entries: Iterable[Entry], slide: int) -> bytes:
         interrupts = any(row.kind in ("regs", "partial") for row in entry.rows)
         distance = len(out) + 4 - cies[SIGNAL if interrupts else PLAIN]
         head = struct.pack("<IQQ", distance, entry.start, entry.end - entry.start)
-        out += _padded(head + b"\0" + _instructions(entry, slide))  # no augmentation data
+        out += _padded(head + b"\0" + _instructions(entry, slide, blind))  # no augmentation data
     out += bytes(4)
     return bytes(out)
 
 
-def _instructions(entry: Entry, slide: int) -> bytes:
+def _instructions(entry: Entry, slide: int, blind: bool) -> bytes:
     out = bytearray()
     now = _at_entry()
     place = entry.start
@@ -77,6 +84,8 @@ def _instructions(entry: Entry, slide: int) -> bytes:
             out += struct.pack("<BI", CFA_ADVANCE_LOC4, start - place)
             place = start
         rules = _rules(row)
+        if blind and row.kind == "call" and row.base == "rbp":
+            rules["rip"] = _return_address(row)
         if now["rsp"] and not rules["rsp"]:
             rules["rsp"] = _stack_pointer(row)
         out += b"".join([rule for name, rule in rules.items() if now[name] != rule])
@@ -125,6 +134,12 @@ def _stack_pointer(row: UnwindRow) -> bytes:
     base = row.base if row.kind == "call" and row.base in DWARF_NUMBERS else "rsp"
     expression = bytes((OP_BREG0 + DWARF_NUMBERS[base],)) + encode_signed(row.offset)
     return bytes((CFA_VAL_EXPRESSION, DWARF_NUMBERS["rsp"], len(expression))) + expression
+
+
+def _return_address(row: UnwindRow) -> bytes:
+    """Return the rule "the return address is in the word below the frame's address", by the base register."""
+    place = bytes((OP_BREG0 + DWARF_NUMBERS[row.base],)) + encode_signed(row.offset - WORD)
+    return bytes((CFA_EXPRESSION, DWARF_NUMBERS["rip"], len(place))) + place
 
 
 def _frame_in_memory(register: str, offset: int) -> bytes:

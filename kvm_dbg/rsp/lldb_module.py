@@ -11,6 +11,9 @@ ORC's are right: it has an entry as well, and lldb takes that one if it is told 
 (`target.trap-handler-names`). And symbols of code that vmlinux has no rules for end where the next one begins, as in
 the kernel's own kallsyms: `entry_SYSCALL_64_after_hwframe` is no part of `entry_SYSCALL_64`.
 
+A list of symbols that savecore wrote for NetBSD has one section of all memory, from which lldb takes no names. In its
+place are the parts of the kernel as the system knows them, and the list itself has nothing more to tell.
+
 Facts: lldb's behaviour as seen in 19.1 and 23.1 (`image show-unwind`). A file is about 5 MB, one for each kernel file.
 """
 
@@ -26,7 +29,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.elf import (
     PT_NOTE,
-    SHF_ALLOC,
     SHT_NOTE,
     SHT_PROGBITS,
     SHT_STRTAB,
@@ -34,7 +36,7 @@ from kvm_dbg.elf import (
     ElfFile,
     open_elf,
 )
-from kvm_dbg.errors import CommandError, FormatError
+from kvm_dbg.errors import CommandError, FormatError, ReadError
 from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.elf_writer import HEADER as ELF_HEADER
 from kvm_dbg.kernel_file.elf_writer import PROGRAM_HEADER, SECTION_HEADER
@@ -42,25 +44,31 @@ from kvm_dbg.kernel_file.frame import by_function
 from kvm_dbg.rsp.debugger_file import keep
 from kvm_dbg.rsp.eh_frame import Entry, make_eh_frame
 from kvm_dbg.rsp.frame_table import read_covered
+from kvm_dbg.rsp.module_part import Parts
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
-LAYOUT = 3  # raise it when what is written changes
+LAYOUT = 4  # raise it when what is written changes
 TRAP_HANDLERS = ".kvm_dbg.trap_handlers"  # names of functions, each ended by a zero byte
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
 STT_NOTYPE, STT_FUNC = 0, 2
-SHN_LORESERVE, SHN_ABS = 0xFF00, 0xFFF1
+SHN_LORESERVE = 0xFF00
 NOWHERE = 1 << 40  # bytes; behind the end of the file
+CODE_SAMPLE = 4096  # bytes
 MAX_FUNCTION = 1 << 20  # bytes; what is longer is a hole behind the last function of its section
 LAST_ADDRESS = (1 << 64) - 1
 
 
 class LldbModule(NamedTuple):
-    """The file, and the functions that lldb shall take for trap handlers."""
+    """The file, and the functions that lldb shall take for trap handlers.
+
+    complete: it has all that the kernel file would tell lldb.
+    """
 
     path: str
     trap_handlers: list[str]
+    complete: bool = False
 
 
 def make_lldb_module(session: Session, made: str | None = None) -> LldbModule:
@@ -84,18 +92,20 @@ def make_lldb_module(session: Session, made: str | None = None) -> LldbModule:
         build_id = file.find_build_id()
         status = os.stat(path)
         name = build_id.hex() if build_id is not None else f"no-build-id-{status.st_mtime_ns:x}"
-        place = f"lldb-{LAYOUT}-{status.st_size:x}"
+        blind = _is_blind(session)
+        place = f"lldb-{LAYOUT}-{status.st_size:x}{'-blind' if blind else ''}"
         target = Path(session.index_directory) / name / place / Path(path).name
         if not target.is_file():
             if session.progress is not None:
                 session.progress("making unwind rules for lldb")
-            keep([_make(session, file) if made is None else _make_beside_made(session, file)], target)
+            keep([_make(session, file, blind=blind) if made is None else _make_beside_made(session, file)], target)
+        complete = Parts(session, file).made
     with open_elf(target) as written:
         section = written.find_section(TRAP_HANDLERS)
         if section is None:
             raise FormatError(target, 0, TRAP_HANDLERS, "there is no such section; delete the file")
         names = bytes(written.section_data(section)).decode("utf-8", "replace").split("\0")
-    return LldbModule(str(target), [name for name in names if name])
+    return LldbModule(str(target), [name for name in names if name], complete)
 
 
 class SymbolRows:
@@ -143,7 +153,7 @@ class SymbolRows:
                 found.add(self.names[name : self.names.find(b"\0", name)].decode("utf-8", "replace"))
         return sorted(found)
 
-    def encode(self, ends: dict[int, int], numbers: dict[int, int]) -> bytes:
+    def encode(self, ends: dict[int, int], parts: Parts) -> bytes:
         """Return the table with other ends for functions, and the numbers that its sections have in another file."""
         out = bytearray()
         pack = SYMBOL.pack
@@ -151,12 +161,23 @@ class SymbolRows:
             if 0 < where < SHN_LORESERVE:
                 if value in ends and info & 15 in (STT_NOTYPE, STT_FUNC):
                     size = ends[value] - value
-                where = numbers.get(where, SHN_ABS)
+                where = parts.find(where, value)
             out += pack(name, info, other, where, value, size)
         return bytes(out)
 
 
-def _make(session: Session, file: ElfFile) -> bytes:
+def _is_blind(session: Session) -> bool:
+    """Return whether the image has no code where the kernel's begins: it is absent, or was overwritten with zeros."""
+    text = next((area for area in session.system.for_each_area(session.kernel, modules=False) if area.executable), None)
+    if text is None:
+        return False
+    try:
+        return not any(session.kernel.read(text.start, min(CODE_SAMPLE, text.end - text.start)))
+    except ReadError:
+        return True
+
+
+def _make(session: Session, file: ElfFile, *, blind: bool) -> bytes:
     kernel, slide = session.kernel, getattr(session.kernel, "slide", None) or 0
     symbols = SymbolRows(file)
     covered = [(start + slide, end + slide) for start, end in read_covered(file.path)]
@@ -181,7 +202,8 @@ def _make(session: Session, file: ElfFile) -> bytes:
         raise CommandError("the kernel has no unwind rules beyond its debug information")
     names = symbols.names_at({start for start, _ in switched})
     handlers = b"".join([name.encode() + b"\0" for name in names])
-    return _elf(file, symbols, ends, make_eh_frame(entries, slide), handlers)
+    frames = make_eh_frame(entries, slide, blind=blind)
+    return _elf(file, Parts(session, file), symbols, ends, frames, handlers)
 
 
 def _make_beside_made(session: Session, file: ElfFile) -> bytes:
@@ -199,7 +221,7 @@ def _make_beside_made(session: Session, file: ElfFile) -> bytes:
                 entries.append(Entry(rows[0].start - slide, rows[-1].end - slide, rows))
     if not entries:
         raise CommandError("the kernel has no unwind rules")
-    return _elf(file, symbols, {}, make_eh_frame(entries, slide), b"")
+    return _elf(file, Parts(session, file), symbols, {}, make_eh_frame(entries, slide), b"")
 
 
 def _runs(tables: Iterator[UnwindTable]) -> Iterator[list[UnwindRow]]:
@@ -228,19 +250,16 @@ def _complement(functions: list[tuple[int, int]], slide: int) -> list[tuple[int,
     return [(low, high) for low, high in zip(edges[::2], edges[1::2], strict=True) if low < high]
 
 
-def _elf(file: ElfFile, symbols: SymbolRows, ends: dict[int, int], eh_frame: bytes, handlers: bytes) -> bytes:
+def _elf(
+    file: ElfFile, parts: Parts, symbols: SymbolRows, ends: dict[int, int], eh_frame: bytes, handlers: bytes
+) -> bytes:
     """Return the file: vmlinux's sections in memory without their bytes but for notes, then ours."""
-    memory = [section for section in file.sections if section.flags & SHF_ALLOC]
-    numbers = {section.number: number for number, section in enumerate(memory, 1)}
-    table = symbols.encode(ends, numbers)
-    link = len(memory) + 4  # the number of .strtab
+    table = symbols.encode(ends, parts)
+    link = len(parts.sections) + 4  # the number of .strtab
     # name, type, flags, address, size in memory, bytes, link, info, alignment, size of an entry
-    sections: list[tuple[str, int, int, int, int, bytes, int, int, int, int]] = []
-    for section in memory:
-        notes = section.type == SHT_NOTE
-        data = bytes(file.section_data(section)) if notes else b""
-        kind = SHT_NOTE if notes else SHT_PROGBITS
-        sections.append((section.name, kind, section.flags, section.addr, section.size, data, 0, 0, 1, 0))
+    sections: list[tuple[str, int, int, int, int, bytes, int, int, int, int]] = [
+        (part.name, part.kind, part.flags, part.address, part.size, part.data, 0, 0, 1, 0) for part in parts.sections
+    ]
     sections += [
         (".eh_frame", SHT_PROGBITS, 0, 0, 0, eh_frame, 0, 0, 8, 0),
         (TRAP_HANDLERS, SHT_PROGBITS, 0, 0, 0, handlers, 0, 0, 1, 0),
@@ -250,7 +269,7 @@ def _elf(file: ElfFile, symbols: SymbolRows, ends: dict[int, int], eh_frame: byt
     names = b"\0" + b"".join([section[0].encode() + b"\0" for section in sections]) + b".shstrtab\0"
     sections.append((".shstrtab", SHT_STRTAB, 0, 0, 0, names, 0, 0, 1, 0))
 
-    body = bytearray(ELF_HEADER.size + PROGRAM_HEADER.size * len(file.segments))
+    body = bytearray(ELF_HEADER.size + PROGRAM_HEADER.size * len(parts.segments))
     headers = [SECTION_HEADER.pack(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)]
     place = 1
     notes_at = 0
@@ -265,7 +284,7 @@ def _elf(file: ElfFile, symbols: SymbolRows, ends: dict[int, int], eh_frame: byt
         place += len(name.encode()) + 1
         body += data
     body += bytes(-len(body) % 8)
-    for number, segment in enumerate(file.segments):
+    for number, segment in enumerate(parts.segments):
         is_note = segment.type == PT_NOTE and notes_at
         PROGRAM_HEADER.pack_into(
             body,
@@ -281,7 +300,7 @@ def _elf(file: ElfFile, symbols: SymbolRows, ends: dict[int, int], eh_frame: byt
         )
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     head = file.header
-    counts = (ELF_HEADER.size, PROGRAM_HEADER.size, len(file.segments), SECTION_HEADER.size, len(headers))
+    counts = (ELF_HEADER.size, PROGRAM_HEADER.size, len(parts.segments), SECTION_HEADER.size, len(headers))
     ELF_HEADER.pack_into(
         body, 0, ident, head.type, head.machine, 1, 0, ELF_HEADER.size, len(body), 0, *counts, len(headers) - 1
     )

@@ -1,6 +1,7 @@
-"""Debuggers on a real dump of NetBSD, with a layout file for types.
+"""Debuggers on a real dump of NetBSD, with a layout file for types, and the list of symbols that savecore wrote.
 
-What is expected: the LWPs that NetBSD's own libkvm counted, and that process 19 slept in read(2) on a pipe.
+What is expected: the LWPs that NetBSD's own libkvm counted, and that process 19 slept in read(2) on a pipe. Names are
+those of the list. The dump was published with its code overwritten by zeros, so nothing can be made of instructions.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from kvm_dbg.symbols.elf import ElfSymbolTable
 from tests.debuggers.conftest import IMPORT, SOURCE
+from tests.debuggers.debugger import Found
 from tests.debuggers.driver import Gdb, Lldb
+from tests.debuggers.neutral import Answers, Subject, kvm, step
+from tests.debuggers.plugin import CACHE
 from tests.shared import shared_data, unpack
 
 LWPS = 52  # of all 22 processes: libkvm's p_nlwps, and 27 of the kernel
+WITHOUT_REGISTERS = 11  # what the other CPU ran, two zombies, four soft interrupts of each CPU: nobody kept any
+BOTTOM = ("lwp_trampoline", "main", "do_syscall", "doreti_checkast", "longmode_hi")
+"""Where stacks of LWPs end: cpu_lwp_fork() has new ones begin there, main(), which longmode_hi calls, becomes the
+swapper, and sys/arch/amd64/amd64 enters system calls from user space and, on the way back, does what is still to do."""
 STACK = ["sleepq_block", "cv_wait_sig", "pipe_read", "dofileread", "sys_read", "syscall"]
 
 
@@ -46,3 +55,43 @@ def test_lldb_shows_threads_and_stacks(real_lldb: Lldb, files: str) -> None:
     assert "name = 'wk1/13.3'" in result.stdout
     assert len(re.findall(r"frame #\d+: 0xffffffff80", result.stdout)) >= 3
     assert re.findall(r"#\d+ +0x\w+ +(\w+)\+0x", result.stdout)[1:7] == STACK
+    assert re.search(r"frame #0: 0xffffffff80198743 netbsd\.0`cpu_reboot \+ 218$", result.stdout, re.M)
+
+
+@pytest.fixture(scope="module")
+def asked(
+    files: str, debugger: Found, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Answers:
+    """Open the dump in a debugger, once, and ask everything."""
+    steps = {
+        "open": kvm(f"open {files}"),
+        "threads": step("threads"),
+        "stacks": step("stacks"),
+        "end": kvm("close"),
+    }
+    with Subject(debugger, tmp_path_factory.mktemp("netbsd"), pytestconfig.stash[CACHE]) as subject:
+        return subject.ask(steps)
+
+
+def test_all_frames_have_names_and_stacks_end(asked: Answers, files: str) -> None:
+    table = ElfSymbolTable(files.split()[0])
+    starts = {symbol.name: symbol.address for symbol in table.for_each()}
+    table.close()
+    stacks = asked.stacks("stacks")
+    assert len(stacks) == LWPS
+    told = 0
+    for thread in asked.threads("threads"):
+        frames = [frame for frame in stacks[thread.id] if frame.in_kernel and frame.pc + 1 < 1 << 64]
+        if not frames:
+            continue
+        told += 1
+        names = []
+        for frame in frames:
+            assert frame.function is not None, (thread, frame)
+            names.append(frame.function)
+            assert 0 <= frame.pc - starts[frame.function] < 1 << 14, (thread, frame)
+        assert names[-1] in BOTTOM, (thread, names)
+        assert len([frame for frame in stacks[thread.id] if not frame.in_kernel]) <= 1, thread
+    assert told == LWPS - WITHOUT_REGISTERS
+    one = next(thread for thread in asked.threads("threads") if thread.name == "zoo/19.1")
+    assert [frame.function for frame in stacks[one.id]][1:7] == STACK

@@ -19,8 +19,8 @@ SECONDS = 5.0  # of CPU time, for any one attempt
 GROWTH = 160 << 20  # bytes of data, for any one attempt, mapped files apart; and what may stay after all of them
 
 COMMANDS = (
-    *("sys", "procs", "lwps", "bt --all", "args", "env", "files", "loadavg", "log", "mods"),
-    *("nlist init_task take_back", "vtop init_task", "read init_task 64"),
+    *("sys", "procs", "lwps", "bt --all", "args", "env", "files", "loadavg", "vmstat", "log"),
+    *("mods", "nlist init_task take_back", "vtop init_task", "read init_task 64"),
 )
 THREADS = "(threads)"  # no command: what a debugger asks for when it connects
 

@@ -10,15 +10,12 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from kvm_dbg.errors import CorruptError, KernelMismatchError, ReadError, UnsupportedError
-from kvm_dbg.image import open_image
-from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel import identify_kernels, open_kernel, system_of, write_memory
-from kvm_dbg.kernel.base import Kernel, Process
+from kvm_dbg.kernel import identify_kernels, system_of, write_memory
+from kvm_dbg.kernel.base import Process
 from kvm_dbg.kernel.netbsd.thread import STRIDE
 from kvm_dbg.kvm.constant import (
     KERN_PROC_GID,
@@ -30,37 +27,12 @@ from kvm_dbg.kvm.constant import (
 from kvm_dbg.kvm.descriptor import Kvm
 from kvm_dbg.kvm.fill import fill_lwp, fill_proc2
 from kvm_dbg.rsp.target import Target
-from tests.shared import shared_data, unpack
+from tests.golden.netbsd import Dump
 
 PAGE = 4096
 # A user's processes that slept in the system call that they are named after, sys/kern/*.c
 SLEEPERS = {19: "pipe_read", 12: "sel_do_scan", 11: "nanosleep1", 2: "do_sys_wait", 9: "sigsuspend1"}
 ZEROED = ("main", "ktextstart")  # the shared dump has no text of the kernel
-
-
-class Dump:
-    """The dump and what was said of it."""
-
-    def __init__(self, folder: Path) -> None:
-        data = shared_data("netbsd")
-        self.truth = data / "truth"
-        self.layout = str(data / "layout.json")
-        self.core = unpack(data / "netbsd.0.core.zst", folder)
-        self.names = unpack(data / "netbsd.0.zst", folder)
-        self.kernel = self.open()
-
-    def open(self, **options: Any) -> Kernel:
-        """Return the kernel, opened anew."""
-        image = OverlayImage(open_image((str(self.core),)))
-        return open_kernel(image, **{"vmlinux": str(self.names), "layout": self.layout} | options)
-
-    def lines(self, name: str, word: str) -> list[dict[str, str]]:
-        """Return the fields of the lines of a libkvm file that begin with `word`."""
-        found = []
-        for line in (self.truth / name).read_text(encoding="latin-1").splitlines():
-            if line.startswith(word + " "):
-                found.append(dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)', line)))
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -257,30 +229,6 @@ def test_the_log_is_that_of_dmesg(dump: Dump) -> None:
     text = "".join(f"{record.text}\n" for record in records)
     expected = (dump.truth / "dmesg-dead.txt").read_text()
     assert text.strip("\n") == expected.strip("\n")
-
-
-def test_files_are_those_of_fstat(dump: Dump) -> None:
-    """Descriptors, kinds and ways of access of all, the sizes of files; what fstat calls `wd` is no descriptor."""
-    expected: dict[tuple[int, int], tuple[str, str, int | None]] = {}
-    for line in (dump.truth / "fstat-dead.txt").read_text().splitlines()[1:]:
-        words = line.split()
-        pid, fd = int(words[2]), words[3]
-        if fd == "wd":
-            continue
-        access = words[-1].strip()
-        if fd.endswith("*"):
-            expected[pid, int(fd[:-1])] = ("fifo", access, int(words[5], 16))
-            continue
-        mode = next(word.lstrip("-") or "-" for word in words[5:] if re.fullmatch(r"[-cd].{9,10}", word))
-        kind = {"c": "chr", "d": "dir"}.get(mode[0], "reg")
-        expected[pid, int(fd)] = (kind, access, int(words[-2]) if kind == "reg" else None)
-    found = {}
-    for file in system_of(dump.kernel).for_each_file(dump.kernel):
-        assert file.flags is not None
-        access = ("r", "w", "rw")[file.flags & 3]
-        pipe = int(file.path[6:-1], 16) if file.path else None
-        found[file.pid, file.fd] = (file.kind, access, pipe or file.size)
-    assert found == expected
 
 
 def test_the_system_is_that_of_sysctl(dump: Dump) -> None:

@@ -132,7 +132,8 @@ def test_files(peer: Peer) -> None:
 
     ours: dict[int, dict[int, int]] = {}
     for file in peer.system.for_each_file(peer.kernel):
-        ours.setdefault(file.pid, {})[file.fd] = file.address
+        if file.fd is not None:
+            ours.setdefault(file.pid, {})[file.fd] = file.address
     for process in peer.system.for_each_process(peer.kernel):
         task = peer.tasks[process.pid]
         theirs = {fd: file.value_() for fd, file in for_each_file(task)} if task.files else {}

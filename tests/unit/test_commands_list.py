@@ -73,7 +73,7 @@ def words_for(name: str, image: str) -> list[str]:
 def test_the_list_is_the_promised_one() -> None:
     promised = (
         "open close status geterr identify nlist read write vtop procs lwps bt args env files vm user gcore"
-        " vmlinux layout loadavg log sys mods selftest refresh thread help"
+        " vmlinux layout loadavg vmstat log sys mods selftest refresh thread help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
@@ -214,7 +214,41 @@ def test_files(little: Little, capsys: Capture) -> None:
         (5, "anon", None),
     ]
     assert rows[0]["flags"] == "0x2"
-    assert len(ask(capsys, "files", little.image)) == 6
+    assert len(ask(capsys, "files", little.image)) == 7
+
+
+def test_files_have_the_columns_of_fstat(little: Little, capsys: Capture) -> None:
+    directory, device, file = ask(capsys, "files", little.image, "1")
+    assert (directory["fd"], directory["mode"], directory["size"]) == ("wd", "drwxr-xr-x", 512)
+    assert (directory["flags"], directory["offset"], directory["rw"], directory["mount"]) == (None, None, "r", "/")
+    assert (device["mode"], device["device"], device["size"], device["rw"]) == ("crw-rw-rw-", "1,3", None, "rw")
+    assert (file["mode"], file["device"], file["size"], file["rw"]) == ("-rw-r--r--", None, 5000, "w")
+    text = run(capsys, "files", little.image, "1")
+    assert ESCAPE not in text
+    assert [line.split()[1] for line in text.splitlines()] == ["FD", "wd", "0", "1"]
+
+
+def test_counters(little: Little, capsys: Capture) -> None:
+    rows = ask(capsys, "vmstat", little.image)
+    assert [(row["name"], row["value"], row["meaning"]) for row in rows[:2]] == [
+        ("nr_free_pages", 88, "pages free"),
+        (f"pgfault{ESCAPE}", 1 << 63, ""),
+    ]
+    assert [row["why"] for row in rows] == ["", "", "its page is gone", "its page is gone"]
+    assert [row["name"] for row in ask(capsys, "vmstat", little.image, "pglost*", "nr_*")] == [
+        "nr_free_pages",
+        "pglost",
+        "pglost2",
+    ]
+    assert ask(capsys, "vmstat", little.image, "Nr_*") == []
+
+
+def test_counters_that_are_not_known_have_one_note_for_each_reason(little: Little, capsys: Capture) -> None:
+    lines = run(capsys, "vmstat", little.image).splitlines()
+    assert lines[0].split() == ["VALUE", "NAME", "MEANING"]
+    assert lines[1].split(maxsplit=2) == ["88", "nr_free_pages", "pages free"]
+    assert [line.split()[:2] for line in lines[3:5]] == [["-", "pglost"], ["-", "pglost2"]]
+    assert not any("\x1b" in line for line in lines)
 
 
 def test_loadavg_is_as_in_proc(little: Little, capsys: Capture) -> None:

@@ -83,3 +83,17 @@ def test_a_frame_that_nobody_called_has_no_return_address() -> None:
         UnwindRow(at(0), at(0x40), "call", "xmm0", 8),
     ):
         assert instructions(row) == bytes((UNDEFINED, RIP))
+
+
+def test_without_code_a_frame_pointers_return_address_is_found_by_an_expression() -> None:
+    rows = (
+        UnwindRow(at(0), at(0x20), "call", "rbp", 16, "previous", -16),
+        UnwindRow(at(0x20), at(0x40), "call", "rsp", 8),
+    )
+    fde = records(make_eh_frame([Entry(START, START + 0x40, rows)], SLIDE, blind=True))[2]
+    expression = bytes((0x10, RIP, 2, 0x76, 8))  # DW_CFA_expression: DW_OP_breg6 8
+    code = fde[21:]
+    assert code.count(expression) == 1
+    assert code.index(bytes((0x04, 0x20, 0, 0, 0))) > code.index(expression)
+    assert bytes((OFFSET, RIP, 1)) in code[code.index(expression) :]  # by rsp it is where it always is
+    assert expression not in instructions(*rows)

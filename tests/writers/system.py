@@ -30,7 +30,6 @@ from kvm_dbg.kernel.base import (
     Lwp,
     MemoryMapping,
     Module,
-    OpenFile,
     Process,
     SourceReader,
     Sources,
@@ -40,6 +39,7 @@ from kvm_dbg.kernel.base import (
     UnwindTable,
     UserThread,
 )
+from kvm_dbg.kernel.resource import Counter, OpenFile
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import Symbol, SymbolTable
 from kvm_dbg.symbols.kallsyms import JoinedSymbols, ListedSymbols
@@ -170,12 +170,33 @@ ARGUMENTS: dict[int, list[bytes]] = {
 }
 ENVIRONMENT: dict[int, list[bytes]] = {1: [b"HOME=/", b"TERM=linux"], 40: [], 41: [b"PATH=/bin:/usr/bin"]}
 FILES = (
-    OpenFile(1, 0, TEXT + 0x700, "chr", "/dev/null", 0x2, 0, 4),
-    OpenFile(1, 1, TEXT + 0x708, "reg", f"/tmp/{ESCAPE}", 0x8001, 4096, 12),
+    OpenFile(
+        1, None, TEXT + 0x6F0, "dir", "/", None, None, 2, mode=0o40755, size=512, access="r", mount="/", role="wd"
+    ),
+    OpenFile(
+        *(1, 0, TEXT + 0x700, "chr", "/dev/null", 0x2, 0, 4),
+        mode=0o20666,
+        access="rw",
+        device=(1, 3),
+        mount="/dev",
+    ),
+    OpenFile(
+        *(1, 1, TEXT + 0x708, "reg", f"/tmp/{ESCAPE}", 0x8001, 4096, 12),
+        mode=0o100644,
+        size=5000,
+        access="w",
+        mount=f"/tmp{ESCAPE}",
+    ),
     OpenFile(40, 0, TEXT + 0x700, "chr", "/dev/null", 0x2, 0, 4),
     OpenFile(40, 3, TEXT + 0x710, "sock", "socket:[77]", 0x2, 0, 77),
     OpenFile(40, 4, TEXT + 0x718, "fifo", "pipe:[78]", 0, 0, 78),
     OpenFile(40, 5, TEXT + 0x720, "anon", None, 0, None, None, unread=("path",)),
+)
+COUNTERS = (
+    Counter("nr_free_pages", 88, "pages free"),
+    Counter(f"pgfault{ESCAPE}", 1 << 63),
+    Counter("pglost", None, "", "its page is gone"),
+    Counter("pglost2", None, "", "its page is gone"),
 )
 MAPPINGS = (
     MemoryMapping(0x400000, 0x402000, "r-xp", 0x1000, 8, 1, 12, f"/bin/{ESCAPE}", True, TEXT + 0x730),
@@ -316,6 +337,10 @@ class LittleSystem:
 
     def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
         yield from (file for file in FILES if pid in (None, file.pid))
+
+    def for_each_counter(self, kernel: Kernel) -> Iterator[Counter]:
+        yield from COUNTERS
+        self._end("counters")
 
     def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
         yield from MAPPINGS if pid == 1 else ()

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         Lwp,
         MemoryMapping,
         Module,
-        OpenFile,
         OperatingSystem,
         Process,
         SourceReader,
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
         UnwindTable,
         UserThread,
     )
+    from kvm_dbg.kernel.resource import Counter, OpenFile
     from kvm_dbg.symbols.base import SymbolTable
 
 
@@ -63,6 +63,9 @@ class _FreeBSD:
 
     def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
         raise UnsupportedError("the open files of FreeBSD's processes")
+
+    def for_each_counter(self, kernel: Kernel) -> Iterator[Counter]:
+        raise UnsupportedError("FreeBSD's counters of memory and events")
 
     def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
         raise UnsupportedError("the mappings of FreeBSD's processes")

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         Lwp,
         MemoryMapping,
         Module,
-        OpenFile,
         OperatingSystem,
         Process,
         SourceReader,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
         UnwindTable,
         UserThread,
     )
+    from kvm_dbg.kernel.resource import Counter, OpenFile
     from kvm_dbg.symbols.base import SymbolTable
 
 
@@ -64,6 +64,11 @@ class Linux:
         from kvm_dbg.kernel.linux.file import for_each_file
 
         return for_each_file(kernel, pid)
+
+    def for_each_counter(self, kernel: Kernel) -> Iterator[Counter]:
+        from kvm_dbg.kernel.linux.vmstat import for_each_counter
+
+        return for_each_counter(kernel)
 
     def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
         from kvm_dbg.kernel.linux.vma import for_each_mapping

@@ -1,21 +1,25 @@
-"""Open files of processes.
+"""Open files of processes, and their directories.
 
-Sources: include/linux/fdtable.h (struct files_struct, fdtable), include/linux/fs.h (struct file, inode),
-include/uapi/linux/stat.h. Flags are those of /proc/PID/fdinfo: f_flags, and O_CLOEXEC from the table's bitmap.
+Sources: include/linux/fdtable.h (struct files_struct, fdtable), include/linux/fs_struct.h (struct fs_struct: what
+/proc/PID/cwd and root lead to), include/linux/fs.h (struct file, inode; FMODE_READ, FMODE_WRITE),
+include/linux/kdev_t.h, include/uapi/linux/stat.h. Flags are those of /proc/PID/fdinfo: f_flags, and O_CLOEXEC from
+the table's bitmap.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, NotMappedError, ReadError
-from kvm_dbg.kernel.base import OpenFile
 from kvm_dbg.kernel.layout import Layout, Names, Record, read_pointer, remembered
 from kvm_dbg.kernel.linux.path import PathReader
 from kvm_dbg.kernel.linux.process import attempt
 from kvm_dbg.kernel.linux.task import read_leaders
+from kvm_dbg.kernel.resource import OpenFile
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -24,7 +28,13 @@ MAX_FDS = 1 << 24  # fs.nr_open is 1 Mi by default
 MAX_NONSENSE = 64  # entries of one table that lead to unmapped memory, before the table itself is not believed
 O_CLOEXEC = 0o2000000  # include/uapi/asm-generic/fcntl.h, x86
 
+FMODE = {0: "", 1: "r", 2: "w", 3: "rw"}  # FMODE_READ 1, FMODE_WRITE 2
+DIRECTORIES = {"root": "root", "wd": "pwd"}  # role -> member of struct fs_struct
+SPECIAL = ("chr", "blk")
+MINOR_BITS = 20
 KINDS = {0o14: "sock", 0o12: "lnk", 0o10: "reg", 0o6: "blk", 0o4: "dir", 0o2: "chr", 0o1: "fifo"}  # S_IFMT >> 12
+
+UNREAD = ("kind", "path", "inode", "mode", "size", "device", "mount")
 
 TABLE: dict[str, Names] = {"max_fds": "max_fds", "fd": "fd", "close_on_exec": "close_on_exec"}
 FILE: dict[str, Names] = {
@@ -33,6 +43,7 @@ FILE: dict[str, Names] = {
     "inode": "f_inode",
     "flags": "f_flags",
     "pos": "f_pos",
+    "mode": "f_mode",
 }
 
 
@@ -64,10 +75,13 @@ class FileReader:
         self._fdt = kernel.types.offset_of("struct files_struct", "fdt")
         self._table = remembered(kernel, _make_table)
         self._file = remembered(kernel, _make_file)
+        self._fs = kernel.types.offset_of("struct task_struct", "fs")
+        self._directories = remembered(kernel, _make_directories)
         self._order = "<" if kernel.arch.byteorder == "little" else ">"
 
     def files(self, task: Record) -> Iterator[OpenFile]:
-        """Yield the open files of a task; none for one that has exited. Raises ReadError, CorruptError."""
+        """Yield the directories and the open files of a task that has not exited. Raises ReadError, CorruptError."""
+        yield from self._for_each_directory(task)
         files = task["files"]
         if not files:
             return
@@ -97,22 +111,51 @@ class FileReader:
 
     def _describe(self, pid: int, fd: int, address: int, closes: bool) -> OpenFile:
         unread: list[str] = []
-        file = attempt(unread, ("flags", "offset"), lambda: self._file.read(self._kernel, address))
+        file = attempt(unread, ("flags", "offset", "access"), lambda: self._file.read(self._kernel, address))
         if file is None:
-            return OpenFile(pid, fd, address, "?", None, unread=("kind", "path", *unread, "inode"))
-        known = file
-        path = attempt(unread, ("path",), lambda: self._paths.path(known["mnt"], known["dentry"]))
-        inode = attempt(unread, ("kind", "inode"), lambda: self._paths.inode(known["inode"]))
-        flags = (known["flags"] & ~O_CLOEXEC) | (O_CLOEXEC if closes else 0)
-        return OpenFile(
-            pid=pid,
-            fd=fd,
-            address=address,
-            kind=self._kind(inode, path) if inode is not None else "?",
+            return OpenFile(pid, fd, address, "?", None, unread=("kind", "path", *unread, *UNREAD[2:]))
+        flags = (file["flags"] & ~O_CLOEXEC) | (O_CLOEXEC if closes else 0)
+        made = OpenFile(pid, fd, address, "?", None, flags, file["pos"], access=FMODE[file["mode"] & 3])
+        return self._complete(made, file["mnt"], file["dentry"], file["inode"])
+
+    def _for_each_directory(self, task: Record) -> Iterator[OpenFile]:
+        """Yield the root directory and the working directory; none of a task that has exited."""
+        pid, kernel = task["tgid"], self._kernel
+        try:
+            address = read_pointer(kernel, task.address + self._fs)
+        except ReadError:
+            return  # the task's members on this page are missing, too
+        for role in DIRECTORIES if address else ():
+            made = OpenFile(pid, None, address, "?", None, access="r", role=role)
+            unread: list[str] = []
+            fs = attempt(unread, UNREAD, lambda: self._directories.read(kernel, address))
+            member = DIRECTORIES[role]
+            place = None if fs is None else attempt(unread, UNREAD, partial(_place, fs, member))
+            inode = None if place is None else attempt(unread, UNREAD, partial(self._paths.inode_of, place[1]))
+            if place is None or inode is None:
+                yield replace(made, unread=tuple(unread))
+            else:
+                yield self._complete(made, *place, inode)
+
+    def _complete(self, file: OpenFile, mnt: int, dentry: int, inode: int) -> OpenFile:
+        """Return a file with what its path and its inode tell."""
+        unread = list(file.unread)
+        path = attempt(unread, ("path",), lambda: self._paths.path(mnt, dentry))
+        mount = attempt(unread, ("mount",), lambda: self._paths.mount_point(mnt))
+        found = attempt(unread, ("kind", "inode", "mode", "size", "device"), lambda: self._paths.inode(inode))
+        if found is None:
+            return replace(file, path=path, mount=mount, unread=tuple(unread))
+        kind = self._kind(found, path)
+        device = found.get("rdev") if kind in SPECIAL else None
+        return replace(
+            file,
+            kind=kind,
             path=path,
-            flags=flags,
-            offset=known["pos"],
-            inode=inode["ino"] if inode is not None else None,
+            inode=found["ino"],
+            mode=found["mode"],
+            size=found["size"] if "size" in found and kind not in SPECIAL else None,
+            device=None if device is None else (device >> MINOR_BITS, device & (1 << MINOR_BITS) - 1),
+            mount=mount,
             unread=tuple(unread),
         )
 
@@ -140,3 +183,13 @@ def _make_table(kernel: Kernel) -> Layout:
 
 def _make_file(kernel: Kernel) -> Layout:
     return Layout(kernel.types, "struct file", FILE, kernel.arch.byteorder)
+
+
+def _make_directories(kernel: Kernel) -> Layout:
+    members = [f"{member}.{part}" for member in DIRECTORIES.values() for part in ("mnt", "dentry")]
+    return Layout(kernel.types, "struct fs_struct", {name: name for name in members}, kernel.arch.byteorder)
+
+
+def _place(fs: Record, member: str) -> tuple[int, int]:
+    """Return the mount and the directory entry of a struct path."""
+    return fs[f"{member}.mnt"], fs[f"{member}.dentry"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.base import LogRecord, Lwp, MemoryMapping, Module, OpenFile, Process, Thread
+from kvm_dbg.kernel.base import LogRecord, Lwp, MemoryMapping, Module, Process, Thread
 from kvm_dbg.kernel.layout import Record, observed, read_pointer
 from kvm_dbg.kernel.linux import Linux
 from kvm_dbg.kernel.linux.task import read_leaders, read_threads, task_layout, thread_head_offset
@@ -23,6 +23,7 @@ from kvm_dbg.kernel.space import kernel_space
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Frame, Kernel
+    from kvm_dbg.kernel.resource import OpenFile
 
 RETRIES = 8
 MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
 
 DEPTH_LIMIT = 4096  # directories or mounts on the way up; PATH_MAX has room for half as many
+MAX_ERRNO = 4095  # include/linux/err.h
 NAME_LIMIT = 4096  # bytes of one name; NAME_MAX is 255, pseudo file systems may have longer ones
 
 DENTRY: dict[str, Names] = {
@@ -30,8 +31,21 @@ DENTRY: dict[str, Names] = {
     "fsdata": "d_fsdata",
     "hashed": "d_hash.pprev",
 }
-MOUNT: dict[str, Names] = {"parent": "mnt_parent", "mountpoint": "mnt_mountpoint", "root": "mnt.mnt_root", "mnt": "mnt"}
-INODE: dict[str, Names] = {"ino": "i_ino", "mode": "i_mode", "sb": "i_sb", "private": "i_private"}
+MOUNT: dict[str, Names] = {
+    "parent": "mnt_parent",
+    "mountpoint": "mnt_mountpoint",
+    "root": "mnt.mnt_root",
+    "mnt": "mnt",
+    "ns": ("mnt_ns", None),
+}
+INODE: dict[str, Names] = {
+    "ino": "i_ino",
+    "mode": "i_mode",
+    "sb": "i_sb",
+    "private": "i_private",
+    "size": ("i_size", None),
+    "rdev": ("i_rdev", None),
+}
 
 
 class PathReader:
@@ -48,6 +62,7 @@ class PathReader:
         self._type_name = types.offset_of("struct file_system_type", "name")
         self._dentries: dict[int, Record] = {}
         self._mounts: dict[int, Record] = {}
+        self._mount_points: dict[int, str | None] = {}
         self._has_dname: dict[int, bool] = {0: False}
         self._systems: dict[int, str] = {}
 
@@ -61,8 +76,25 @@ class PathReader:
         return decode_text(self._join(found, mount)) + deleted
 
     def inode(self, address: int) -> Record:
-        """Return ino, mode, sb and private of the inode at `address`. Raises ReadError."""
+        """Return ino, mode, sb, private, size and rdev of the inode at `address`. Raises ReadError."""
         return self._inode.read(self._kernel, address)
+
+    def inode_of(self, dentry: int) -> int:
+        """Return the address of a directory entry's inode. Raises ReadError."""
+        return self._read_dentry(dentry)["inode"]
+
+    def mount_point(self, vfsmount: int) -> str | None:
+        """Return where a file system is mounted; None if it is not, or for the kernel's own use. Raises as `path`.
+
+        What is in no namespace has no mnt_ns, or (fs/mount.h, MNT_NS_INTERNAL) an error number there.
+        """
+        if vfsmount not in self._mount_points:
+            mount = self._read_mount(vfsmount)
+            word = self._kernel.arch.pointer_size
+            mounted = 0 < mount.get("ns") < (1 << 8 * word) - MAX_ERRNO
+            path = decode_text(self._join(self._read_dentry(mount["root"]), mount)) if mounted else None
+            self._mount_points[vfsmount] = path
+        return self._mount_points[vfsmount]
 
     def file_system(self, sb: int) -> str:
         """Return the type of the file system whose super_block is at `sb` ("ext4"). Raises ReadError."""

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         Lwp,
         MemoryMapping,
         Module,
-        OpenFile,
         OperatingSystem,
         Process,
         SourceReader,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
         UnwindTable,
         UserThread,
     )
+    from kvm_dbg.kernel.resource import Counter, OpenFile
     from kvm_dbg.symbols.base import SymbolTable
 
 WHY = "of NetBSD, processes' memory and arguments are read, and not yet what a core file needs"
@@ -70,6 +70,11 @@ class _NetBSD:
         from kvm_dbg.kernel.netbsd.file import for_each_file
 
         return for_each_file(kernel, pid)
+
+    def for_each_counter(self, kernel: Kernel) -> Iterator[Counter]:
+        from kvm_dbg.kernel.netbsd.counter import for_each_counter
+
+        return for_each_counter(kernel)
 
     def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
         from kvm_dbg.kernel.netbsd.vm import for_each_mapping
