@@ -98,10 +98,10 @@ class FreebsdSystem:
         user.map(USER, 0x100000, flags=0x67)
         lost = {_physical(vaddr & -PAGE) for vaddr in without}
         pages = {}
-        for vaddr, data in memory.items():
+        for vaddr, content in memory.items():
             paddr = _physical(vaddr)
             if paddr not in lost:
-                pages[paddr] = bytes(data)
+                pages[paddr] = bytes(content)
             if vaddr >= KERNBASE:
                 tables.map(vaddr, paddr)
         path = self.folder / name

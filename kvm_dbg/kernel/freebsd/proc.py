@@ -8,11 +8,20 @@ td_oncpu was an unsigned char before 11 (NOCPU_OLD).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from kvm_dbg.errors import CorruptError, FormatError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
+from kvm_dbg.errors import (
+    CorruptError,
+    FormatError,
+    KvmDbgError,
+    MemberNotFound,
+    ReadError,
+    SymbolNotFound,
+    TypeNotFound,
+)
 from kvm_dbg.kernel.bsd.queue import for_each_entry
-from kvm_dbg.kernel.layout import Layout, Names, Record, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, read_number, read_pointer, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -31,6 +40,7 @@ PROC: dict[str, Names] = {
     "pid": "p_pid",
     "comm": "p_comm",
     "list": "p_list",
+    "hash": ("p_hash", None),
     "threads": "p_threads",
     "state": ("p_state", None),
     "flag": ("p_flag", None),
@@ -128,16 +138,48 @@ def for_each_thread_of(kernel: Kernel, proc: Record) -> Iterator[Record]:
         yield layout.read(kernel, address)
 
 
-def sorted_procs(kernel: Kernel) -> tuple[list[Record], Exception | None]:
-    """Return the processes by PID, and what ended the list early, if anything did. Raises SymbolNotFound."""
-    found: list[Record] = []
-    failure: Exception | None = None
+def sorted_procs(kernel: Kernel) -> tuple[list[Record], KvmDbgError | None]:
+    """Return the processes by PID, and what ended the list early, if anything did. Raises SymbolNotFound.
+
+    Where the list is broken, those that only the table of PIDs leads to are found there.
+    """
+    found: dict[int, Record] = {}
+    failure: KvmDbgError | None = None
     try:
         for proc in for_each_proc(kernel):
-            found.append(proc)  # one by one: those before an error count
+            found[proc.address] = proc  # one by one: those before an error count
     except (ReadError, CorruptError) as error:
         failure = error
-    return sorted(found, key=lambda proc: proc.numbers.get("pid", 0)), failure
+        for address in read_hashed(kernel)[0]:
+            if address not in found:
+                with suppress(ReadError):
+                    found[address] = proc_layout(kernel).read(kernel, address)
+    return sorted(found.values(), key=lambda proc: proc.numbers.get("pid", 0)), failure
+
+
+def read_hashed(kernel: Kernel) -> tuple[list[int], KvmDbgError | None]:
+    """Return the addresses of the processes in the table of PIDs (`pidhashtbl`, `pidhash`), and what went wrong."""
+    found: dict[int, None] = {}
+    failure: KvmDbgError | None = None
+    try:
+        word = kernel.arch.pointer_size
+        offset = proc_layout(kernel).offsets.get("hash")
+        table = read_pointer(kernel, kernel.symbols.address("pidhashtbl"))
+        place = kernel.symbols.address("pidhash")
+        mask = read_number(kernel, place, word)
+        if mask >= MAX_PROCESSES:
+            raise CorruptError(place, f"the table of PIDs has {mask + 1} chains")
+    except MISSING as error:
+        return [], error
+    if offset is None:
+        return [], MemberNotFound("struct proc", "p_hash")
+    for number in range(mask + 1):
+        try:
+            for address in for_each_entry(kernel, table + number * word, offset, "PIDs", MAX_PROCESSES):
+                found[address] = None
+        except (ReadError, CorruptError) as error:
+            failure = failure or error
+    return list(found), failure
 
 
 def find_proc(kernel: Kernel, address: int) -> Record:

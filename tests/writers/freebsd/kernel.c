@@ -249,7 +249,8 @@ u_long pidhash = 3;
 
 /* modules: toy has a table of sections and symbols, as those of relocatable files have; plain has none that can be right */
 extern struct elf_file toy, plain;
-char toy_text[4096] PAGES(1) = { 0x90, 0x90, 0x90, 0x90 }, toy_data[64] = { 1 };
+char toy_text[8192] PAGES(2) = { 0x90, 0x90, 0x90, 0x90 };
+#define toy_data (toy_text + 0x1000)
 Elf_progent toy_sections[] = { { toy_text, 256, 0, 1, ".text" }, { toy_data, 64, 0, 3, ".data" } };
 Elf_Sym toy_symbols[] = { { 0 }, { 1, 0x12, 0, 1, (uint64_t)toy_text + 0x10, 0x40 }, { 11, 0x11, 0, 3, (uint64_t)toy_data + 8, 8 },
 	{ 21, 0x10, 0, 0, 0, 0 } };
