@@ -27,7 +27,6 @@ WORDS = {  # DTYPE_*, sys/sys/file.h
     12: "procdesc", 13: "eventfd", 14: "timerfd", 15: "inotify", 16: "jaildesc",
 }  # fmt: skip
 MAX_FILES = 1 << 22  # descriptors of one process
-CHUNK = 1 << 10  # descriptors that are read at a time
 FILE: dict[str, Names] = {
     "offset": "f_offset",
     "data": "f_data",
@@ -81,24 +80,34 @@ class FileReader:
         """Yield the open files of a process. Raises ReadError, CorruptError after those that could be found."""
         if not proc["fd"] or proc.numbers.get("state") == PRS_ZOMBIE:
             return
+        kernel, stride = self._kernel, self._table.stride
         start, count = self._find_table(proc)
         failure: KvmDbgError | None = None
-        for first in range(0, count, CHUNK):
-            number = min(CHUNK, count - first)
+        first = 0
+        while first < count:
+            place = start + first * stride
+            number = min(max(self._left_in_page(place) // stride, 1), count - first)
             try:
-                rows = self._kernel.read(start + first * self._table.stride, number * self._table.stride)
-            except ReadError as error:
+                rows = kernel.read(place, number * stride)
+            except ReadError as error:  # a page of the table is missing: those on other pages count
                 failure = failure or error
-                continue
-            order = "little" if self._kernel.arch.byteorder == "little" else "big"
-            for index in range(number):
-                at = index * self._table.stride + self._table.file
-                word = rows[at : at + self._kernel.arch.pointer_size]
-                address = int.from_bytes(word, "little" if order == "little" else "big")
-                if address:
-                    yield self._open_file(proc["pid"], first + index, address)
+            else:
+                for index in range(number):
+                    address = self._pointer(rows, index * stride + self._table.file)
+                    if address:
+                        yield self._open_file(proc["pid"], first + index, address)
+            first += number
         if failure is not None:
             raise failure
+
+    def _left_in_page(self, address: int) -> int:
+        """Return how many bytes of its page are from an address on."""
+        size = 1 << self._kernel.arch.page_shift
+        return size - address % size
+
+    def _pointer(self, data: bytes, at: int) -> int:
+        word = data[at : at + self._kernel.arch.pointer_size]
+        return int.from_bytes(word, "little" if self._kernel.arch.byteorder == "little" else "big")
 
     def _find_table(self, proc: Record) -> tuple[int, int]:
         """Return where a process's descriptors are, and how many. Raises ReadError, CorruptError."""

@@ -9,6 +9,7 @@ time where there were none.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -127,8 +128,6 @@ def read_start_time(kernel: Kernel, proc: Record) -> float | None:
         raise MemberNotFound("struct proc", "p_stats")
     layout = Layout(kernel.types, "struct pstats", {"start": "p_start"}, kernel.arch.byteorder)
     data = layout.read(kernel, proc["stats"]).bytes("start")
-    order = "little" if kernel.arch.byteorder == "little" else "big"
-    half = len(data) // 2
-    seconds = int.from_bytes(data[:half], "little" if order == "little" else "big", signed=True)
-    micro = int.from_bytes(data[half:], "little" if order == "little" else "big", signed=True)
+    code = {8: "ii", 12: "qi", 16: "qq"}.get(len(data), "qq")  # a struct timeval: seconds, microseconds
+    seconds, micro = struct.unpack(("<" if kernel.arch.byteorder == "little" else ">") + code, data)
     return read_boot_time(kernel) + seconds + micro / 1e6

@@ -42,6 +42,7 @@ OBJECT: dict[str, Names] = {
 }
 MAP_ENTRY_IS_SUB_MAP, MAP_ENTRY_GROWS_DOWN, MAP_ENTRY_GUARD = 0x2, 0x1000, 0x10000
 VM_INHERIT_SHARE = 0
+OBJT_VNODE = 2  # enum obj_type, sys/vm/vm.h
 LETTERS = "rwx"  # VM_PROT_READ 1, WRITE 2, EXECUTE 4
 MAX_ENTRIES = 1 << 20
 MAX_SHADOWS = 1 << 10
@@ -76,7 +77,8 @@ class MapReader:
         self._map = Layout(types, "struct vmspace", MAP, order)
         self._object = Layout(types, "struct vm_object", OBJECT, order)
         self._vnodes = VnodeReader(kernel)
-        self._of_vnode = types.find_enumerator("OBJT_VNODE")
+        found = types.find_enumerator("OBJT_VNODE")
+        self._of_vnode = OBJT_VNODE if found is None else found  # layout files have no enumerators
 
     def mappings(self, proc: Record) -> Iterator[MemoryMapping]:
         """Yield the mappings of a process. Raises ReadError, CorruptError after those that could be found."""
@@ -181,7 +183,7 @@ class MapReader:
 
     def _backing(self, entry: Record) -> Backing:
         """Return what is behind a mapping. Raises ReadError, CorruptError."""
-        order = "little" if self._kernel.arch.byteorder == "little" else "big"
+        order = self._kernel.arch.byteorder
         place = int.from_bytes(entry.bytes("object"), "little" if order == "little" else "big")
         offset = entry["offset"]
         for _ in range(MAX_SHADOWS):
@@ -189,7 +191,7 @@ class MapReader:
                 return Backing(0, offset)
             found = self._object.read(self._kernel, place)
             if not found["backing"]:
-                is_file = self._of_vnode is not None and found["type"] == self._of_vnode
+                is_file = found["type"] == self._of_vnode
                 return Backing(found["handle"] if is_file else 0, offset)
             offset += found["backing_offset"]
             place = found["backing"]

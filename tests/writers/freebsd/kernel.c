@@ -100,10 +100,11 @@ struct file f_socket = { .f_flag = 7, .f_data = a_socket, .f_type = 2 };
 struct file f_pipe = { .f_flag = 1, .f_data = a_pipe, .f_type = 3 };
 struct file f_kqueue = { .f_flag = 3, .f_data = a_pipe, .f_type = 5 };
 struct file f_odd = { .f_flag = 3, .f_type = 99 };
-struct file f_far PAGES(1) = { .f_flag = 1, .f_data = &v_home, .f_vnode = &v_home, .f_type = 1, .f_offset = 1 };
-char after_far[4096 - sizeof(struct file)];
+union { struct file f; char page[4096]; } far_page PAGES(1) = { { .f_flag = 1, .f_data = &v_home, .f_vnode = &v_home, .f_type = 1,
+	.f_offset = 1 } };
+char lonely_page[4096] PAGES(1) = { 1 };
 struct fdescenttbl t_sh = { 20, { { &f_pts }, { &f_pts }, { &f_pts }, { &f_notes }, { &f_home }, { &f_socket }, { &f_pipe }, { &f_kqueue },
-	{ 0 }, { &f_lost }, { &f_odd }, { &f_far }, [19] = { 0 } } };
+	{ 0 }, { &f_lost }, { &f_odd }, { &far_page.f }, [19] = { 0 } } };
 struct fdescenttbl t_make = { 3, { { &f_pts }, { &f_pts }, { &f_pts } } };
 struct filedesc fd_sh = { .fd_files = &t_sh }, fd_make = { .fd_files = &t_make };
 
@@ -113,16 +114,17 @@ extern struct vmspace vm_sh;
 struct vm_object o_sh = { .handle = &v_sh, .type = OBJT_VNODE };
 struct vm_object o_data = { .backing_object = &o_sh, .backing_object_offset = 0x10000, .type = OBJT_SWAP };
 struct vm_object o_shared = { .type = OBJT_SWAP }, o_stack = { .type = OBJT_SWAP };
-extern struct vm_map_entry e_text, e_data, e_shared, e_guard, e_stack;
+extern union entry_page { struct vm_map_entry e; char page[4096]; } text_page;
+extern struct vm_map_entry e_data, e_shared, e_guard, e_stack;
+#define e_text text_page.e
 #define HEAD &vm_sh.vm_map.header
 #if RELEASE < 13
 #define TREE(p, n, l, r) .prev = p, .next = n
 #else
 #define TREE(p, n, l, r) .left = l, .right = r
 #endif
-struct vm_map_entry e_text PAGES(1) = { TREE(HEAD, &e_data, HEAD, &e_data), .start = 0x400000, .end = 0x410000,
-	.object = { &o_sh }, .eflags = 4 | 8, .protection = 5, .max_protection = 7, .inheritance = 1 };
-char after_text[4096 - sizeof(struct vm_map_entry)];
+union entry_page text_page PAGES(1) = { { TREE(HEAD, &e_data, HEAD, &e_data), .start = 0x400000, .end = 0x410000,
+	.object = { &o_sh }, .eflags = 4 | 8, .protection = 5, .max_protection = 7, .inheritance = 1 } };
 struct vm_map_entry e_data = { TREE(&e_text, &e_shared, &e_text, &e_shared), .start = 0x610000, .end = 0x612000,
 	.object = { &o_data }, .offset = 0x1000, .eflags = 4, .protection = 3, .max_protection = 7, .inheritance = 1 };
 struct vm_map_entry e_shared = { TREE(&e_data, &e_guard, &e_data, &e_stack), .start = 0x800000, .end = 0x801000,
