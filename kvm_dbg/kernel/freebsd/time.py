@@ -9,7 +9,6 @@ time where there were none.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -128,6 +127,10 @@ def read_start_time(kernel: Kernel, proc: Record) -> float | None:
         raise MemberNotFound("struct proc", "p_stats")
     layout = Layout(kernel.types, "struct pstats", {"start": "p_start"}, kernel.arch.byteorder)
     data = layout.read(kernel, proc["stats"]).bytes("start")
-    code = {8: "ii", 12: "qi", 16: "qq"}.get(len(data), "qq")  # a struct timeval: seconds, microseconds
-    seconds, micro = struct.unpack(("<" if kernel.arch.byteorder == "little" else ">") + code, data)
+    half = len(data) // 2  # a struct timeval: seconds, then microseconds
+    seconds, micro = _signed(kernel, data[:half]), _signed(kernel, data[half:])
     return read_boot_time(kernel) + seconds + micro / 1e6
+
+
+def _signed(kernel: Kernel, data: bytes) -> int:
+    return int.from_bytes(data, "little" if kernel.arch.byteorder == "little" else "big", signed=True)
