@@ -46,7 +46,7 @@ from kvm_dbg.rsp.frame_table import read_covered
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
-LAYOUT = 3  # raise it when what is written changes
+LAYOUT = 4  # raise it when what is written changes
 TRAP_HANDLERS = ".kvm_dbg.trap_handlers"  # names of functions, each ended by a zero byte
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
 STT_NOTYPE, STT_FUNC = 0, 2

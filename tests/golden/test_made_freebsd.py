@@ -5,10 +5,14 @@ They are in tests/writers/freebsd/kernel.c; letters and columns are those of ps(
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 from pathlib import Path
 
 import pytest
 
+from kvm_dbg import cli
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kvm import (
     KERN_PROC_GID,
@@ -318,3 +322,20 @@ def test_the_image_agrees_with_itself(made: Made) -> None:
             "sys",
         }
         assert [(row["command"], row["grade"]) for row in rows if row["grade"] != "ok"] == []
+
+
+def test_a_layout_file_that_is_named_wins(newest: Made, tmp_path: Path) -> None:
+    """Over the kernel file's own types, and with everything that the commands need in it."""
+    layout = str(tmp_path / "layout.json")
+    assert newest.run("status").row["types"].startswith("DWARF of")
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main(["layout", newest.kernel, "-o", layout]) == 0
+    said = newest.run("status", "--layout", layout).row["types"]
+    assert said == f"layout file {layout}, which was named: the types of {newest.kernel} are not used"
+    for command, *words in (["procs"], ["lwps"], ["args"], ["env"], ["files"], ["vm", "700"], ["mods"], ["sys"]):
+        assert newest.run(command, *words, "--layout", layout).out == newest.run(command, *words).out, command
+    document = json.loads(Path(layout).read_text())
+    document["proc"]["members"]["p_comm"]["offset"] += 1
+    Path(layout).write_text(json.dumps(document))
+    names = [row["command"] for row in newest.run("procs", "--layout", layout).rows]
+    assert names[3:5] == ["h", "ake"]

@@ -37,6 +37,7 @@ from tests.writers.page_table import PAGE, PageTables
 SOURCES = Path(__file__).with_name("freebsd")
 BASE = 0xFFFFFFFF80200000  # where amd64's kernels are linked, sys/conf/ldscript.amd64
 KERNBASE = 0xFFFFFFFF80000000
+TOY, PLAIN = 0xFFFFFFFF80400000, 0xFFFFFFFF80402000  # modules: behind the kernel, where what is loaded later goes
 USER = 0x7FFFFFFFE000  # the page below the usual top of a process's stack
 ROOTS = {"KERNEL_ROOT": 0x1000, "MAKE_ROOT": 0x2000, "LOST_ROOT": 0x3000, "EMPTY_ROOT": 0x4000}
 PHYSICAL = 0x200000  # of BASE
@@ -66,7 +67,9 @@ class FreebsdSystem:
         self._elf = open_elf(full)
         self.types: TypeTable = DwarfTypes(self._elf)
         self.symbols = ElfSymbolTable(self._elf)
-        self._memory = _load(self._elf)
+        with open_elf(full.with_suffix(".user")) as user:
+            self._memory = _load(self._elf) | _load(user)
+        self._memory |= {TOY + PAGE * number: b"\x90" * PAGE for number in range(3)}
         _strip(full, self.kernel, self.types if types == "ctf" else None, keep=types == "dwarf")
         self.module = folder / "toy.ko"
         self.module.write_bytes(_module())
@@ -119,12 +122,16 @@ def _build(target: Path, release: int) -> None:
     if shutil.which("gcc") is None or shutil.which("objcopy") is None:
         pytest.skip("gcc and objcopy (binutils) are missing: they lay the made FreeBSD out")
     options = ["-g", "-O0", "-ffreestanding", "-fno-pic", "-fno-asynchronous-unwind-tables", "-mcmodel=kernel"]
-    options += ["-Wall", "-Wno-unused", "-Werror"]
+    options += ["-Wall", "-Wno-unused", "-Werror", "-nostdlib", "-static", "-no-pie"]
     words = [f"-DRELEASE={release}", f'-DVERSION="{release}.1"', *(f"-D{name}={at:#x}" for name, at in ROOTS.items())]
-    link = ["-nostdlib", "-static", "-no-pie", f"-Wl,-Ttext-segment={BASE:#x}", f"-Wl,--section-start=.user={USER:#x}"]
-    more = ["-Wl,--defsym=kernbase=" + hex(KERNBASE), "-Wl,-e,btext", "-Wl,-z,norelro", "-Wl,--build-id=sha1"]
+    places = {"kernbase": KERNBASE, "toy_text": TOY, "plain_text": PLAIN}
+    link = [f"-Wl,-Ttext-segment={BASE:#x}", "-Wl,-e,btext", "-Wl,-z,norelro", "-Wl,--build-id=sha1"]
+    link += [f"-Wl,--defsym={name}={place:#x}" for name, place in places.items()]
     files = [str(SOURCES / "decoy.c"), str(SOURCES / "kernel.c")]
-    subprocess.run(["gcc", *options, *words, *link, *more, *files, "-o", str(target)], check=True)
+    subprocess.run(["gcc", *options, *words, *link, *files, "-o", str(target)], check=True)
+    link = [f"-Wl,-Tdata={USER:#x}", "-Wl,-e,0", "-Wl,--build-id=none"]
+    files = [str(SOURCES / "user.c"), "-o", str(target.with_suffix(".user"))]
+    subprocess.run(["gcc", *options, *words, *link, *files], check=True)
 
 
 def _load(elf: ElfFile) -> dict[int, bytes]:
@@ -134,12 +141,9 @@ def _load(elf: ElfFile) -> dict[int, bytes]:
         if not section.flags & SHF_ALLOC or not section.addr:
             continue
         data = bytes(section.size) if section.type == SHT_NOBITS else bytes(elf.section_data(section))
-        for offset in range(0, section.size, 1):
+        for offset in range(section.size):
             place = section.addr + offset
-            page = pages.get(place & -PAGE)
-            if page is None:
-                page = pages.setdefault(place & -PAGE, bytearray(PAGE))
-            page[place % PAGE] = data[offset]
+            pages.setdefault(place & -PAGE, bytearray(PAGE))[place % PAGE] = data[offset]
     return {vaddr: bytes(page) for vaddr, page in pages.items()}
 
 
@@ -153,7 +157,7 @@ def _strip(source: Path, target: Path, types: TypeTable | None, *, keep: bool) -
         ctf = target.with_suffix(".ctf")
         ctf.write_bytes(_ctf(types))
         words += ["--add-section", f".SUNW_ctf={ctf}"]
-    subprocess.run(["objcopy", *words, "-R", ".user", str(source), str(target)], check=True)
+    subprocess.run(["objcopy", *words, "-N", "toy_text", "-N", "plain_text", str(source), str(target)], check=True)
     data = bytearray(target.read_bytes())
     data[OSABI_AT] = ELFOSABI_FREEBSD
     target.write_bytes(data)

@@ -2,13 +2,14 @@
  * A little FreeBSD that was stopped in the middle of a crash: what a kernel's memory would hold, as initialisers.
  *
  * Values are made up; tests compare with what they mean by the definitions in FreeBSD's headers and manuals.
+ * The memory of modules is outside of the kernel's: toy_text and plain_text are addresses that the linker is told.
  * KERNEL_ROOT, MAKE_ROOT, LOST_ROOT, EMPTY_ROOT: physical addresses of top page tables, by the writer of the image.
  */
 #include "kernel.h"
 
 #define PAGES(n) __attribute__((aligned(4096)))
 #define CODE(name) extern char name[]; asm(".text\n.globl " #name "\n.type " #name ",@function\n" #name \
-	":\n.fill 64,1,0x90\n.size " #name ",64\n");
+	":\npush %rbp\nmov %rsp,%rbp\n.fill 60,1,0x90\n.size " #name ",64\n");
 #define AT(place, offset) ((uint64_t)(place) + (offset))
 
 CODE(btext) CODE(kern_reboot) CODE(panic) CODE(trap) CODE(calltrap) CODE(sys_ioctl) CODE(amd64_syscall) CODE(fast_syscall_common)
@@ -150,12 +151,7 @@ struct sysentvec elf64_freebsd_sysvec = { .sv_psstringssz = sizeof(struct ps_str
 	.sv_psstrings = USER_TOP - sizeof(struct ps_strings),
 #endif
 };
-struct user_page { char *argv[4], *envp[4]; char words[8][32]; char blank[4096 - 64 - 256 - sizeof(struct ps_strings)]; struct ps_strings strings; };
-__attribute__((section(".user"))) struct user_page user_page = {
-	.argv = { user_page.words[0], user_page.words[1], user_page.words[2] },
-	.envp = { user_page.words[3], user_page.words[4] },
-	.words = { "make", "-j", "all the \xff", "HOME=/usr/home", "EMPTY=" },
-	.strings = { user_page.argv, 3, user_page.envp, 2 } };
+struct ps_strings *strings_of_processes; /* a kernel has the type, too */
 
 /* stacks: a frame is the caller's frame pointer and the return address */
 #define FRAME(stack, n, fp, to) [n] = AT(fp, 0), [n + 1] = AT(to, 9)
@@ -251,7 +247,7 @@ u_long pidhash = 3;
 
 /* modules: toy has a table of sections and symbols, as those of relocatable files have; plain has none that can be right */
 extern struct elf_file toy, plain;
-char toy_text[8192] PAGES(2) = { 0x90, 0x90, 0x90, 0x90 };
+extern char plain_text[];
 #define toy_data (toy_text + 0x1000)
 Elf_progent toy_sections[] = { { toy_text, 256, 0, 1, ".text" }, { toy_data, 64, 0, 3, ".data" } };
 Elf_Sym toy_symbols[] = { { 0 }, { 1, 0x12, 0, 1, (uint64_t)toy_text + 0x10, 0x40 }, { 11, 0x11, 0, 3, (uint64_t)toy_data + 8, 8 },
@@ -264,7 +260,6 @@ struct elf_file toy = { .lf = { .refs = 2, .link = { .tqe_next = &plain.lf }, .f
 	.address = toy_text, .size = 8192, .ndeps = 1, .deps = toy_deps }, .address = toy_text, .progtab = toy_sections, .nprogtab = 2,
 	.ddbsymtab = toy_symbols, .ddbsymcnt = 4, .ddbstrtab = toy_strings, .ddbstrcnt = sizeof(toy_strings) };
 struct linker_file *plain_deps[] = { &kernel_file, &toy.lf };
-char plain_text[256];
 struct elf_file plain = { .lf = { .refs = 1, .filename = "plain.ko", .id = 3, .address = plain_text, .size = 256, .ndeps = 2, .deps = plain_deps },
 	.address = 0 };
 TAILQ_HEAD(files, linker_file) linker_files = { &kernel_file };
