@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CommandError, CorruptError, MemberNotFound, TypeNotFound, UnsupportedError
+from kvm_dbg.kernel.freebsd.offset import require_types
 from kvm_dbg.kernel.freebsd.proc import proc_layout
 from kvm_dbg.kernel.freebsd.user import has_memory, user_space
 from kvm_dbg.kernel.layout import Layout, Names, Record
@@ -38,6 +39,7 @@ def read_arguments(kernel: Kernel, process: Process) -> list[bytes] | None:
         ReadError, MemberNotFound: it cannot be read.
         CorruptError: its length is impossible.
     """
+    require_types(kernel, "arguments")
     proc = proc_layout(kernel).read(kernel, process.address)
     if not has_memory(proc):
         return None
@@ -54,6 +56,7 @@ def read_arguments(kernel: Kernel, process: Process) -> list[bytes] | None:
 
 def read_environment(kernel: Kernel, process: Process) -> list[bytes] | None:
     """Return the environment; None for processes of the kernel and for zombies. Raises as `read_arguments`."""
+    require_types(kernel, "environments")
     proc = proc_layout(kernel).read(kernel, process.address)
     return _read_strings(kernel, proc, ENVIRONMENT) if has_memory(proc) else None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError
 from kvm_dbg.kernel.base import OpenFile
+from kvm_dbg.kernel.freebsd.offset import require_types
 from kvm_dbg.kernel.freebsd.path import VnodeReader, find_path
 from kvm_dbg.kernel.freebsd.proc import attempt, sorted_procs
 from kvm_dbg.kernel.freebsd.state import PRS_ZOMBIE
@@ -65,6 +66,7 @@ class FileReader:
     """Reads the open files of one kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
+        require_types(kernel, "open files")
         types = kernel.types
         self._kernel = kernel
         self._file = Layout(types, "struct file", FILE, kernel.arch.byteorder)

@@ -18,6 +18,7 @@ from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Module
 from kvm_dbg.kernel.bsd.queue import for_each_entry
+from kvm_dbg.kernel.freebsd.offset import require_types
 from kvm_dbg.kernel.freebsd.proc import MISSING, attempt
 from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, remembered
 from kvm_dbg.symbols.kallsyms import JoinedSymbols, ListedSymbols, parse_module_symbols
@@ -77,6 +78,7 @@ def for_each_linker_file(kernel: Kernel) -> Iterator[Record]:
         SymbolNotFound, TypeNotFound, MemberNotFound: the list is not known.
         ReadError, CorruptError: it cannot be read to its end.
     """
+    require_types(kernel, "loaded files")
     layout = file_layout(kernel)
     head = kernel.symbols.address("linker_files")
     for address in for_each_entry(kernel, head, layout.offsets["link"], "loaded files", MAX_FILES):

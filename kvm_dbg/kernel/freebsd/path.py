@@ -70,6 +70,7 @@ class VnodeReader:
         self._name = self._layout("struct namecache", NAME)
         self._old_name = self._layout("struct namecache_ts", {"name": "nc_name"})
         self._mount = self._layout("struct mount", MOUNT)
+        self._paths: dict[int, str | None] = {}  # of vnodes that were asked for: files are open many times
         self._nodes = {system: self._layout(*node) for system, node in NODES.items()}
 
     def _layout(self, name: str, members: dict[str, Names]) -> Layout | None:
@@ -109,6 +110,11 @@ class VnodeReader:
         Raises:
             ReadError, CorruptError: it cannot be read.
         """
+        if vnode.address not in self._paths:
+            self._paths[vnode.address] = self._find_path(vnode)
+        return self._paths[vnode.address]
+
+    def _find_path(self, vnode: Record) -> str | None:
         kind, place = self._mounted(vnode)
         if kind == "devfs" and vnode.numbers.get("device"):
             return f"{place}/{read_device(self._kernel, vnode['device']).name}"

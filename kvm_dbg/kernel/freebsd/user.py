@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CommandError, NotInImageError
 from kvm_dbg.kernel.bsd.kernel import BsdKernel
+from kvm_dbg.kernel.freebsd.offset import require_types
 from kvm_dbg.kernel.freebsd.proc import MISSING, find_proc
 from kvm_dbg.kernel.freebsd.state import P_KPROC, PRS_ZOMBIE
 from kvm_dbg.kernel.layout import Layout, Record
@@ -35,6 +36,7 @@ def user_space(kernel: Kernel, proc: Record) -> ImageSpace:
         CommandError: it has none, or nothing is known of those of this processor.
         ReadError, MemberNotFound, TypeNotFound: it cannot be read; minidumps have none of them.
     """
+    require_types(kernel, "processes' page tables")
     pid = proc.numbers.get("pid", "?")
     if not has_memory(proc):
         kind = "gone" if proc.numbers.get("state") == PRS_ZOMBIE else "the kernel's own"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, ReadError
 from kvm_dbg.kernel.base import MemoryMapping
+from kvm_dbg.kernel.freebsd.offset import require_types
 from kvm_dbg.kernel.freebsd.path import Node, VnodeReader, find_path
 from kvm_dbg.kernel.freebsd.proc import MISSING, sorted_procs
 from kvm_dbg.kernel.freebsd.user import has_memory
@@ -71,6 +72,7 @@ class MapReader:
     """Reads the maps of one kernel."""
 
     def __init__(self, kernel: Kernel) -> None:
+        require_types(kernel, "mappings")
         types, order = kernel.types, kernel.arch.byteorder
         self._kernel = kernel
         self._entry = Layout(types, "struct vm_map_entry", ENTRY, order)
