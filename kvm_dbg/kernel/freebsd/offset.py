@@ -102,8 +102,8 @@ def require_types(kernel: Kernel, what: str) -> None:
         path = getattr(kernel, "vmlinux_path", None) or "the kernel file"
         raise UnsupportedError(
             f"{path} without types",
-            f"{what} are read with more than {OffsetTypes.source}; name the kernel file that has debug information or CTF"
-            " (kernel.debug, kernel.full), or a layout file made from it: --layout FILE (`kvm-dbg layout` makes one)",
+            f"{what} are read with more than {OffsetTypes.source}; name the kernel file that has debug information or"
+            " CTF (kernel.debug, kernel.full), or a layout file made from it: --layout FILE (`kvm-dbg layout` makes one)",
         )
 
 
