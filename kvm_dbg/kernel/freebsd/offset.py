@@ -103,7 +103,7 @@ def require_types(kernel: Kernel, what: str) -> None:
         raise UnsupportedError(
             f"{path} without types",
             f"{what} are read with more than {OffsetTypes.source}; name the kernel file that has debug information or"
-            " CTF (kernel.debug, kernel.full), or a layout file made from it: --layout FILE (`kvm-dbg layout` makes one)",
+            " CTF (kernel.debug, kernel.full), or a layout file: --layout FILE (`kvm-dbg layout` makes one)",
         )
 
 

@@ -21,7 +21,7 @@ TDF_SINTR = 0x8  # td_flags
 P_CONTROLT, P_KPROC, P_PPWAIT, P_SYSTEM = 0x2, 0x4, 0x10, 0x200  # p_flag
 P_TRACED, P_WEXIT, P_STOPPED, P_JAILED, P_INMEM = 0x800, 0x2000, 0xE0000, 0x1000000, 0x10000000
 CRED_FLAG_CAPMODE = 0x1  # cr_flags
-PRI_REALTIME, PRI_IDLE, FIFO = 2, 4, 8  # td_pri_class, sys/sys/priority.h
+PRI_REALTIME, PRI_IDLE = 2, 4  # td_pri_class, sys/sys/priority.h
 MAXSLP = 20  # seconds, sys/sys/param.h
 
 
@@ -65,7 +65,7 @@ def process_flags(
     swaps: this kernel swaps processes out (none does since 15). Raises MemberNotFound, ReadError.
     """
     flag, nice = proc["flag"], proc.numbers.get("nice", 0)
-    scheduling = (thread.numbers.get("pri_class", 0) if thread is not None else 0) & ~FIFO
+    scheduling = thread.numbers.get("pri_class", 0) if thread is not None else 0
     high = nice < 0 or scheduling == PRI_REALTIME
     return "".join(
         letter

@@ -86,7 +86,7 @@ def thread_time(kernel: Kernel, thread: Record) -> CpuTime:
     """Return a thread's CPU time. Raises as `process_time`."""
     former = [thread["rux_uticks"], thread["rux_sticks"], thread["rux_iticks"]]
     ticks = [sum(pair) for pair in zip(former, _own_ticks(thread), strict=True)]
-    return _shared(thread["runtime"] / read_tick_rate(kernel), ticks)
+    return _shared((thread["rux_runtime"] + thread["incruntime"]) / read_tick_rate(kernel), ticks)
 
 
 def _own_ticks(thread: Record) -> list[int]:

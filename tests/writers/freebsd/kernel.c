@@ -197,8 +197,8 @@ THREAD(td_init, 0, p_init, .td_tid = 100002, .td_name = "init", SLEEPS(8, "wait"
 THREAD(td_intr, 0, p_intr, .td_tid = 100010, .td_name = "irq1: atkbd0", .td_state = TDS_INHIBITED, .td_inhibitors = 0x10, .td_priority = 16);
 THREAD(td_sh, 0, p_sh, .td_tid = 100100, .td_name = "sh", SLEEPS(8, "ttyin", 97900), .td_priority = 120);
 THREAD(td_make, &td_make2, p_make, .td_tid = 100201, .td_name = "make", .td_oncpu = 1, .td_state = TDS_RUNNING, .td_priority = 130,
-	.td_runtime = 1500000000, .td_incruntime = 500000000, .td_uticks = 10, .td_rux = { .rux_uticks = 5, .rux_sticks = 5 });
-THREAD(td_make2, 0, p_make, .td_tid = 100202, .td_name = "worker", .td_state = TDS_RUNQ, .td_priority = 131, .td_runtime = 250000000);
+	.td_runtime = 1500000000, .td_incruntime = 500000000, .td_uticks = 10, .td_rux = { .rux_runtime = 1000000000, .rux_uticks = 5, .rux_sticks = 5 });
+THREAD(td_make2, 0, p_make, .td_tid = 100202, .td_name = "worker", .td_state = TDS_RUNQ, .td_priority = 131, .td_runtime = 250000000, .td_rux = { .rux_runtime = 250000000 });
 THREAD(td_stop, 0, p_stop, .td_tid = 100203, .td_name = "stopped", .td_state = TDS_INHIBITED, .td_inhibitors = 1, .td_priority = 120);
 THREAD(td_zombie, 0, p_zombie, .td_tid = 100204, .td_name = "gone", .td_state = TDS_INACTIVE);
 THREAD(td_crash, 0, p_crash, .td_tid = 100300, .td_name = "crashme", .td_oncpu = 0, .td_state = TDS_RUNNING, .td_priority = 120);
