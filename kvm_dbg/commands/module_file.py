@@ -248,7 +248,12 @@ def _find_difference(file: ElfFile, module: Module, sections: dict[str, int], sy
     table = file.find_section(".symtab")
     if table is None:
         return None
-    places = {one.number: sections.get(one.name) for one in file.sections if one.flags & SHF_ALLOC}
+    linked = file.header.type == ET_DYN  # its symbols have addresses; those of relocatable files, places in sections
+    places = {
+        one.number: sections[one.name] - (one.addr if linked else 0)
+        for one in file.sections
+        if one.flags & SHF_ALLOC and one.name in sections
+    }
     data = SymbolData(file, table)
     count = table.size // table.entsize if table.entsize else 0
     rows = [
