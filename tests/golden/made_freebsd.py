@@ -17,7 +17,7 @@ from kvm_dbg.kernel.base import Kernel
 from tests.writers.freebsd_system import FreebsdSystem
 
 Row = dict[str, Any]
-VARIANTS = ((12, "ctf"), (13, "dwarf"), (14, "ctf"), (14, "dwarf"), (15, "dwarf"))
+VARIANTS = ((10, "dwarf"), (12, "ctf"), (13, "dwarf"), (14, "ctf"), (14, "dwarf"), (15, "dwarf"))
 
 
 class Answer(NamedTuple):

@@ -1,4 +1,4 @@
-"""FreeBSD's commands on made systems of its releases 12 to 15: expected is what the initialisers say.
+"""FreeBSD's commands on made systems of its releases 10 to 15: expected is what the initialisers say.
 
 They are in tests/writers/freebsd/kernel.c; letters and columns are those of ps(1), fstat(1) and kldstat(8).
 """
@@ -98,6 +98,14 @@ def test_swapped_out_processes(tmp_path: Path) -> None:
     made = make(tmp_path, 14, "ctf")
     dump = made.damaged(made.number(0, "p_dd", "proc.p_flag"))
     assert made.run("procs", "--pid", "705", dump=dump).rows[0]["stat"] == "DW"
+
+
+@pytest.mark.parametrize(("release", "none"), [(10, b"\xff"), (12, b"\xff\xff\xff\xff")])
+def test_a_thread_that_never_ran(release: int, none: bytes, tmp_path: Path) -> None:
+    """NOCPU is 255 in an unsigned char, and -1 in an int."""
+    made = make(tmp_path, release, "dwarf")
+    dump = made.damaged({made.system.address("td_dd", "thread.td_lastcpu"): none})
+    assert made.run("procs", "--pid", "705", dump=dump).rows[0]["cpu"] is None
 
 
 def test_threads(made: Made) -> None:
@@ -274,6 +282,7 @@ def test_stacks_cross_trap_frames_and_end_at_user_space(made: Made) -> None:
     assert [frame.why for frames in stacks.values() for frame in frames] == [""] * sum(map(len, stacks.values()))
     for lid, pc, sp in ((100300, 0x401234, 0x7FFFFFFFE8F0), (100201, 0x405678, 0x7FFFFFFFE7F0)):
         assert (stacks[lid][-1].stack, stacks[lid][-1].pc, stacks[lid][-1].sp) == ("USER", pc, sp)
+    assert [frame.stack for frame in stacks[100300]] == ["TASK"] * 7 + ["USER"]
     fault = stacks[100300][4]
     assert (fault.exact, fault.offset, fault.module) == (True, 0x1C, "toy")
     assert next(iter(threads)) == 100300

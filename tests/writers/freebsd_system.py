@@ -38,6 +38,7 @@ SOURCES = Path(__file__).with_name("freebsd")
 BASE = 0xFFFFFFFF80200000  # where amd64's kernels are linked, sys/conf/ldscript.amd64
 KERNBASE = 0xFFFFFFFF80000000
 TOY, PLAIN = 0xFFFFFFFF80400000, 0xFFFFFFFF80402000  # modules: behind the kernel, where what is loaded later goes
+DMAP = 0xFFFFF80000000000  # where all physical memory is mapped, sys/amd64/include/vmparam.h
 USER = 0x7FFFFFFFE000  # the page below the usual top of a process's stack
 ROOTS = {"KERNEL_ROOT": 0x1000, "MAKE_ROOT": 0x2000, "LOST_ROOT": 0x3000, "EMPTY_ROOT": 0x4000}
 PHYSICAL = 0x200000  # of BASE
@@ -99,6 +100,8 @@ class FreebsdSystem:
         tables = PageTables(root=ROOTS["KERNEL_ROOT"], first_table=0x10000)
         user = PageTables(root=ROOTS["MAKE_ROOT"], first_table=0x40000)
         user.map(USER, 0x100000, flags=0x67)
+        for root in ROOTS.values():
+            tables.map(DMAP + root, root)
         lost = {_physical(vaddr & -PAGE) for vaddr in without}
         pages = {}
         for vaddr, content in memory.items():

@@ -33,7 +33,6 @@ MISSING = (ReadError, CorruptError, FormatError, SymbolNotFound, TypeNotFound, M
 
 MAX_PROCESSES = 1 << 18  # PID_MAX is 99999
 MAX_THREADS = 1 << 20  # of one process
-NOCPU = -1
 NOCPU_OLD = 255
 
 PROC: dict[str, Names] = {
@@ -192,8 +191,17 @@ def find_proc(kernel: Kernel, address: int) -> Record:
 
 def oncpu_of(thread: Record) -> int | None:
     """Return the CPU that a thread runs on, None if it does not. Raises ReadError."""
-    cpu = thread["oncpu"]
-    if thread.layout.sizes["oncpu"] == 1:
+    return _cpu(thread, "oncpu")
+
+
+def last_cpu_of(thread: Record) -> int | None:
+    """Return the CPU that a thread last ran on, None if it never ran or that is not told. Raises ReadError."""
+    return _cpu(thread, "lastcpu") if "lastcpu" in thread else None
+
+
+def _cpu(thread: Record, own: str) -> int | None:
+    cpu = thread[own]
+    if thread.layout.sizes[own] == 1:
         return None if cpu == NOCPU_OLD else cpu
     return None if cpu < 0 else cpu
 

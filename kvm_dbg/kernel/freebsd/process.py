@@ -16,6 +16,7 @@ from kvm_dbg.kernel.base import Lwp, Process
 from kvm_dbg.kernel.freebsd.proc import (
     attempt,
     for_each_thread_of,
+    last_cpu_of,
     oncpu_of,
     proc_layout,
     sorted_procs,
@@ -277,5 +278,4 @@ def cpu_of(thread: Record) -> int | None:
     cpu = oncpu_of(thread)
     if cpu is not None:
         return cpu
-    last = thread.get("lastcpu", -1)
-    return last if last >= 0 else None
+    return last_cpu_of(thread)

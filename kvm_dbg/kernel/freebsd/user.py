@@ -1,6 +1,7 @@
 """The memory of processes, by their own page tables.
 
-Sources: sys/amd64/include/pmap.h (pm_cr3: the physical address of the top table, since 11), sys/vm/vm_map.h (a vmspace
+Sources: sys/amd64/include/pmap.h (pm_cr3: the physical address of the top table, since 11; pm_pml4, before that: where
+the kernel has it mapped), sys/vm/vm_map.h (a vmspace
 ends with its pmap), sys/amd64/amd64/minidump_machdep.c and sys/kern/kern_dump.c: a minidump has what the kernel has
 mapped for itself; page tables and pages of processes are none of it.
 """
@@ -14,13 +15,14 @@ from kvm_dbg.kernel.bsd.kernel import BsdKernel
 from kvm_dbg.kernel.freebsd.offset import require_types
 from kvm_dbg.kernel.freebsd.proc import MISSING, find_proc
 from kvm_dbg.kernel.freebsd.state import P_KPROC, PRS_ZOMBIE
-from kvm_dbg.kernel.layout import Layout, Record
+from kvm_dbg.kernel.layout import Layout, Names, Record
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
     from kvm_dbg.kernel.space import ImageSpace
 
-ROOTS = {"x86_64": ("vm_pmap.pm_cr3", 0x000F_FFFF_FFFF_F000)}  # by processor: member of vmspace, bits of the address
+ROOTS = {"x86_64": 0x000F_FFFF_FFFF_F000}  # processors whose tables are found, and the address' bits in their register
+PMAP: dict[str, Names] = {"physical": ("vm_pmap.pm_cr3", None), "virtual": ("vm_pmap.pm_pml4", None)}
 
 
 def has_memory(proc: Record) -> bool:
@@ -41,11 +43,11 @@ def user_space(kernel: Kernel, proc: Record) -> ImageSpace:
     if not has_memory(proc):
         kind = "gone" if proc.numbers.get("state") == PRS_ZOMBIE else "the kernel's own"
         raise CommandError(f"process {pid} ({proc.text('comm')}) has no user address space: it is {kind}")
-    root = ROOTS.get(kernel.arch.name)
-    if root is None or not isinstance(kernel, BsdKernel):
+    mask = ROOTS.get(kernel.arch.name)
+    if mask is None or not isinstance(kernel, BsdKernel):
         raise CommandError(f"the memory of processes is not read on {kernel.arch.name}")
-    layout = Layout(kernel.types, "struct vmspace", {"root": root[0]}, kernel.arch.byteorder)
-    place = layout.read(kernel, proc["vmspace"])["root"] & root[1]
+    pmap = Layout(kernel.types, "struct vmspace", PMAP, kernel.arch.byteorder).read(kernel, proc["vmspace"])
+    place = pmap["physical"] & mask if "physical" in pmap else kernel.translate(pmap["virtual"])
     if kernel.image.page_map is not None:
         role = f"the top page table of process {pid} (minidumps have no memory of processes)"
         raise NotInImageError(place, 1 << kernel.arch.page_shift, "excluded", role=role)

@@ -30,7 +30,12 @@ long physmem = 0x3f000;
 volatile time_t time_second = 1700003600, time_uptime = 3600;
 struct loadavg averunnable = { { 1024, 512, 4096 }, 2048 };
 struct timecounter tsc = { .tc_frequency = 3000000000 };
+#if RELEASE >= 12
 struct timehands th0 = { .th_counter = &tsc, .th_boottime = { 1700000000, 1UL << 63 } };
+#else
+struct timehands th0 = { .th_counter = &tsc };
+struct bintime boottimebin = { 1700000000, 1UL << 63 };
+#endif
 struct timehands *volatile timehands = &th0;
 void *cpu_ticks = rdtsc_ticker;
 uint64_t cpu_tick_frequency = 1000000000;
@@ -76,9 +81,14 @@ struct mount m_dev = { .mnt_stat = { .f_fstypename = "devfs", .f_mntonname = "/d
 NAMED(n_bin, v_root, v_bin, "bin", 0);
 NAMED(n_sh, v_bin, v_sh, "sh", 0);
 NAMED(n_home, v_usr, v_home, "home", 0);
-extern struct namecache n_notes;
-struct namecache n_updir = { .nc_dst = { .tqe_next = &n_notes }, .nc_dvp = &v_home, .nc_flag = 2, .nc_nlen = 2, .nc_name = ".." };
-NAMED(n_notes, v_home, v_notes, "notes", 4);
+#if RELEASE >= 12
+#define TIMED namecache
+#else
+#define TIMED namecache_ts
+#endif
+extern struct TIMED n_notes;
+struct namecache n_updir = { .nc_dst = { .tqe_next = (struct namecache *)&n_notes }, .nc_dvp = &v_home, .nc_flag = 2, .nc_nlen = 2, .nc_name = ".." };
+struct TIMED n_notes = { .nc_dvp = &v_home, .n_un = { .nu_vp = &v_notes }, .nc_flag = 4, .nc_nlen = 5, .nc_name = "notes" };
 struct inode i_sh = { .i_size = 170000, .i_number = 4242, .i_mode = 0100555 };
 struct inode i_notes = { .i_size = 99, .i_number = 777, .i_mode = 0100640 };
 struct inode i_home = { .i_size = 512, .i_number = 3, .i_mode = 040755 };
@@ -139,11 +149,16 @@ struct vm_map_entry e_stack = { TREE(&e_guard, HEAD, &e_guard, HEAD), .start = 0
 #else
 #define TOP
 #endif
+#if RELEASE >= 12
+#define ROOT(paddr) .pm_cr3 = paddr
+#else
+#define ROOT(paddr) .pm_pml4 = (uint64_t *)(0xfffff80000000000 + paddr)
+#endif
 struct vmspace vm_sh = { .vm_map = { .header = { TREE(&e_stack, &e_text, &e_stack, &e_text), .start = USER_TOP, .end = 0x1000 },
 	.nentries = 5, .size = 0x600000, .root = &e_shared, .pmap = &vm_sh.vm_pmap },
-	TOP .vm_pmap = { .pm_cr3 = LOST_ROOT, .pm_stats = { .resident_count = 345 } } };
+	TOP .vm_pmap = { ROOT(LOST_ROOT), .pm_stats = { .resident_count = 345 } } };
 #define MADE(name, root) struct vmspace name = { .vm_map = { .header = { TREE(&name.vm_map.header, &name.vm_map.header, &name.vm_map.header, \
-	&name.vm_map.header) }, .size = 0x4000, .pmap = &name.vm_pmap }, TOP .vm_pmap = { .pm_cr3 = root, .pm_stats = { .resident_count = 2 } } }
+	&name.vm_map.header) }, .size = 0x4000, .pmap = &name.vm_pmap }, TOP .vm_pmap = { ROOT(root), .pm_stats = { .resident_count = 2 } } }
 MADE(vm_make, MAKE_ROOT);
 MADE(vm_init, EMPTY_ROOT);
 struct sysentvec elf64_freebsd_sysvec = { .sv_psstringssz = sizeof(struct ps_strings), .sv_flags = 0x200,
@@ -185,7 +200,7 @@ struct pcb pcb_sleep = { .pcb_rip = AT(sched_switch, 20), .pcb_rsp = AT(&stack_s
 
 /* threads */
 #define THREAD(name, next, proc, ...) struct thread name = { .td_proc = &proc, .td_plist = { .tqe_next = next }, .td_oncpu = -1, .td_lastcpu = 1, \
-	.td_pcb = &pcb_sleep, .td_kstack = (vm_offset_t)0, .td_pri_class = 3, __VA_ARGS__ }
+	.td_pcb = &pcb_sleep, .td_pri_class = 3, __VA_ARGS__ }
 #define SLEEPS(flags, message, since) .td_state = TDS_INHIBITED, .td_inhibitors = 2, .td_flags = flags, .td_wmesg = message, \
 	.td_wchan = &version, .td_slptick = since
 extern struct thread td_softirq, td_make2;
@@ -201,7 +216,7 @@ THREAD(td_make, &td_make2, p_make, .td_tid = 100201, .td_name = "make", .td_oncp
 THREAD(td_make2, 0, p_make, .td_tid = 100202, .td_name = "worker", .td_state = TDS_RUNQ, .td_priority = 131, .td_runtime = 250000000, .td_rux = { .rux_runtime = 250000000 });
 THREAD(td_stop, 0, p_stop, .td_tid = 100203, .td_name = "stopped", .td_state = TDS_INHIBITED, .td_inhibitors = 1, .td_priority = 120);
 THREAD(td_zombie, 0, p_zombie, .td_tid = 100204, .td_name = "gone", .td_state = TDS_INACTIVE);
-THREAD(td_crash, 0, p_crash, .td_tid = 100300, .td_name = "crashme", .td_oncpu = 0, .td_state = TDS_RUNNING, .td_priority = 120);
+THREAD(td_crash, 0, p_crash, .td_tid = 100300, .td_name = "crashme", .td_oncpu = 0, .td_kstack = (vm_offset_t)stack_crash, .td_kstack_pages = 1, .td_state = TDS_RUNNING, .td_priority = 120);
 THREAD(td_dd, 0, p_dd, .td_tid = 100301, .td_name = "dd", SLEEPS(0, "biord", 99990), .td_priority = 84);
 
 /* processes, the youngest first; pid hash of four chains */

@@ -2,7 +2,9 @@
  * The structures of a FreeBSD/amd64 kernel as far as its processes, files, memory and modules are found by them.
  *
  * Members stand in the order and with the types of FreeBSD's headers; what nothing here needs is left out or is a
- * blank. RELEASE is 12, 13, 14 or 15, and chooses what changed:
+ * blank. RELEASE is 10, 12, 13, 14 or 15, and chooses what changed:
+ *   10 -> 12  td_oncpu and td_lastcpu are ints, and no unsigned chars; the time of the boot is a part of the timehands;
+ *             pm_cr3 has the address of a process's top page table; names of files with times begin where all names do.
  *   12 -> 13  zombies are on allproc (no zombproc); map entries form a threaded tree (no prev and next, the list's ends
  *             are in left and right); v_type is a bit-field; fd_lastfile is gone; pm_pml4 is called pm_pmltop.
  *   13 -> 14  v_type is an enum of one byte; the address of ps_strings is counted from the stack's top
@@ -30,7 +32,12 @@ struct bintime { time_t sec; uint64_t frac; };
 struct loadavg { fixpt_t ldavg[3]; long fscale; };
 struct msgbuf { char *msg_ptr; u_int msg_magic; u_int msg_size; u_int msg_wseq; u_int msg_rseq; };
 struct timecounter { void *tc_get_timecount; void *tc_poll_pps; u_int tc_counter_mask; uint64_t tc_frequency; };
-struct timehands { struct timecounter *th_counter; int64_t th_adjustment; struct bintime th_boottime; };
+struct timehands {
+	struct timecounter *th_counter; int64_t th_adjustment;
+#if RELEASE >= 12
+	struct bintime th_boottime;
+#endif
+};
 
 struct pargs { u_int ar_ref; u_int ar_length; u_char ar_args[1]; };
 struct ps_strings { char **ps_argvstr; u_int ps_nargvstr; char **ps_envstr; u_int ps_nenvstr; };
@@ -85,6 +92,13 @@ struct namecache {
 	union { struct vnode *nu_vp; u_int nu_neghits; } n_un;
 	u_char nc_flag, nc_nlen; char nc_name[];
 };
+#if RELEASE < 12
+struct namecache_ts {
+	LIST_ENTRY(namecache) nc_src; TAILQ_ENTRY(namecache) nc_dst; struct namecache *nc_hash; struct vnode *nc_dvp;
+	union { struct vnode *nu_vp; u_int nu_neghits; } n_un;
+	u_char nc_flag, nc_nlen; struct bintime nc_time, nc_dotdottime; int nc_ticks; char nc_name[];
+};
+#endif
 struct vnode {
 #if RELEASE >= 14
 	uint8_t v_type;	/* an enum whose type is uint8_t */
@@ -139,7 +153,10 @@ struct pmap {
 #else
 	uint64_t *pm_pml4, *pm_pml4u;
 #endif
-	uint64_t pm_cr3, pm_ucr3; struct pmap_statistics pm_stats;
+#if RELEASE >= 12
+	uint64_t pm_cr3, pm_ucr3;
+#endif
+	struct pmap_statistics pm_stats;
 };
 struct vmspace {
 	struct vm_map vm_map; void *vm_shm; long vm_swrss, vm_tsize, vm_dsize, vm_ssize; caddr_t vm_taddr, vm_daddr, vm_maxsaddr;
@@ -171,7 +188,12 @@ enum td_states { TDS_INACTIVE, TDS_INHIBITED, TDS_CAN_RUN, TDS_RUNQ, TDS_RUNNING
 struct thread {
 	void *volatile td_lock; struct proc *td_proc; TAILQ_ENTRY(thread) td_plist, td_runq; lwpid_t td_tid;
 	int td_flags, td_inhibitors, td_pflags; const void *td_wchan; const char *td_wmesg;
-	int td_oncpu; int td_lastcpu; const char *td_lockname; int td_slptick;
+#if RELEASE >= 12
+	int td_oncpu, td_lastcpu;
+#else
+	u_char td_lastcpu, td_oncpu;
+#endif
+	const char *td_lockname; int td_slptick;
 	u_int td_uticks, td_sticks, td_iticks; uint64_t td_runtime, td_incruntime; struct rusage_ext td_rux;
 	char td_name[20]; u_char td_pri_class, td_priority; enum td_states td_state;
 	struct pcb *td_pcb; vm_offset_t td_kstack; int td_kstack_pages; struct trapframe *td_frame;
