@@ -10,6 +10,9 @@ stripped file comes the debug file that it names, see `debug_link.py`.
 A module that is being loaded or removed is placed by its sections if the kernel still, or already, keeps their places.
 One that is unformed (its memory is set up, or has been freed) is not placed at all: enum module_state in
 include/linux/module.h, load_module and free_module in kernel/module/main.c.
+
+FreeBSD's modules are files as they come from the linker: relocatable on x86_64, and elsewhere such whose sections lie
+as in the file, from the address that the kernel keeps on (sys/kern/link_elf.c).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.debuginfo.debug_link import DEBUG_DIRECTORY, find_debug_file, read_debug_link
-from kvm_dbg.elf import open_elf
+from kvm_dbg.elf import ET_DYN, open_elf
 from kvm_dbg.errors import CommandError, FileAccessError, FormatError, KvmDbgError
 
 if TYPE_CHECKING:
@@ -31,10 +34,14 @@ if TYPE_CHECKING:
     from kvm_dbg.symbols.base import SymbolTable
 
 SUFFIXES = (".ko.debug", ".ko", ".ko.zst", ".ko.xz", ".ko.gz")  # likeliest with debug information first
-USUAL_PLACES = (
+USUAL_PLACES = (  # the last four are FreeBSD's, hier(7)
     "/usr/lib/debug/lib/modules/{release}",
     "/usr/lib/debug/usr/lib/modules/{release}",
     "/lib/modules/{release}",
+    "/usr/lib/debug/boot/kernel",
+    "/usr/lib/debug/boot/modules",
+    "/boot/kernel",
+    "/boot/modules",
 )
 BUILD_IDS = ".build-id"  # below a directory of debug files: xx/rest.debug
 SAMPLE = 256  # symbols of a file that are compared with the kernel's
@@ -114,13 +121,21 @@ def plan_modules(session: Session, directory: str | None, *, unpack: bool = True
     files = _files_by_name(places)
     roots = [*places, *((DEBUG_DIRECTORY,) if directory is None else ())]
     for module in session.system.for_each_module(session.kernel):
-        yield module, _plan(session, module, [*_named_by_id(module, roots), *files.get(module.name, [])], unpack)
+        yield (
+            module,
+            _plan(
+                session, module, [*_named_by_id(module, roots), *files.get(module.name.replace("-", "_"), [])], unpack
+            ),
+        )
 
 
 def find_module_file(session: Session, module: Module) -> str | None:
     """Return the path of one module's file out of the usual places, None if there is none that fits."""
     places = _places(session)
-    paths = [*_named_by_id(module, [*places, DEBUG_DIRECTORY]), *_files_by_name(places).get(module.name, [])]
+    paths = [
+        *_named_by_id(module, [*places, DEBUG_DIRECTORY]),
+        *_files_by_name(places).get(module.name.replace("-", "_"), []),
+    ]
     return _plan(session, module, paths, True).file
 
 
@@ -148,8 +163,11 @@ def _places(session: Session) -> list[str]:
     vmlinux = getattr(session.kernel, "vmlinux_path", None)
     places = list(session.request.search) if session.request is not None else []
     if vmlinux is not None:
-        boot = Path(str(vmlinux)).resolve().parent  # PREFIX/boot, or PREFIX/lib/modules/REL itself
+        boot = Path(str(vmlinux)).resolve().parent  # PREFIX/boot; PREFIX/lib/modules/REL, PREFIX/boot/kernel
         places += [str(boot.parent / "lib" / "modules" / release)] if boot.name == "boot" else [str(boot)]
+        if boot.parent.name == "boot":
+            prefix = boot.parent.parent
+            places += [str(boot.parent / "modules"), *(str(prefix / place[1:]) for place in USUAL_PLACES[3:5])]
     return [*places, *(place.format(release=release) for place in USUAL_PLACES)]
 
 
@@ -190,14 +208,17 @@ def _plan(session: Session, module: Module, paths: list[str], unpack: bool) -> P
                     problem = f"{path} is another build: {build_id.hex()}, in the image {module.build_id}"
                     continue
                 names = {section.name for section in file.sections if section.flags & SHF_ALLOC and section.size}
-                difference = _find_difference(file, module, places, session.system.all_symbols(session.kernel))
+                own = places
+                if file.header.type == ET_DYN and not module.sections:
+                    own = {one.name: module.address + one.addr for one in file.sections if one.name in names}
+                difference = _find_difference(file, module, own, session.system.all_symbols(session.kernel))
                 if difference is not None:
                     problem = f"{path} is not the module in the image: {difference}"
                     continue
         except KvmDbgError as error:
             problem = str(error)
             continue
-        present = {name: address for name, address in places.items() if name in names or name == ".text"}
+        present = {name: address for name, address in own.items() if name in names or name == ".text"}
         return Plan(module.name, path, present, remark=remark)
     return Plan(module.name, None, {}, problem)
 
@@ -227,7 +248,12 @@ def _find_difference(file: ElfFile, module: Module, sections: dict[str, int], sy
     table = file.find_section(".symtab")
     if table is None:
         return None
-    places = {one.number: sections.get(one.name) for one in file.sections if one.flags & SHF_ALLOC}
+    linked = file.header.type == ET_DYN  # its symbols have addresses; those of relocatable files, places in sections
+    places = {
+        one.number: sections[one.name] - (one.addr if linked else 0)
+        for one in file.sections
+        if one.flags & SHF_ALLOC and one.name in sections
+    }
     data = SymbolData(file, table)
     count = table.size // table.entsize if table.entsize else 0
     rows = [

@@ -43,7 +43,9 @@ def add_open_arguments(parser: argparse.ArgumentParser, *, search: bool = True) 
     group.add_argument("--kernel", metavar="N", type=int, dest="candidate", help="which of several kernels, from 1")
     group.add_argument("--force", action="store_true", help="use a kernel file that does not match")
     group.add_argument("--patch", metavar="FILE", help="changes to make in the private copy, from `write --save`")
-    group.add_argument("--layout", metavar="FILE", help="a layout file with types that the kernel file lacks")
+    group.add_argument(
+        "--layout", metavar="FILE", help="a layout file, used instead of the types of a BSD's kernel file"
+    )
     group.add_argument(
         "--live", action="store_true", help="the memory of this machine; with an image, the RAM of a guest that runs"
     )

@@ -1,7 +1,9 @@
-"""The types of a kernel file, from what it has: BTF, DWARF in it or in its debug file, CTF, else from a layout file.
+"""The types of a kernel file: from the layout file that the user names, else from what it has itself.
 
-BTF comes first since only Linux has it, complete and fast to read. DWARF says more than CTF, in which a bit-field is
-never an enum, and large enums lose what does not fit.
+That is BTF, DWARF in it or in its debug file, or CTF. Who names a layout file wants it, say since the file's own
+debug information is of another build; that it was preferred is a part of the source that `status` shows. BTF comes
+first since only Linux has it, complete and fast to read. DWARF says more than CTF, in which a bit-field is never an
+enum, and large enums lose what does not fit.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from kvm_dbg.elf import SHT_NOBITS, ElfFile, Section, open_elf
 from kvm_dbg.errors import FormatError, KernelMismatchError
 from kvm_dbg.index import Index
 
+OWN = (".BTF", ".debug_info", ".SUNW_ctf")  # sections with types
+
 
 def open_kernel_types(
     elf: ElfFile, *, layout: str | os.PathLike[str] | None = None, index: Index | None = None
@@ -21,7 +25,7 @@ def open_kernel_types(
 
     Args:
         elf: the file; it must stay open.
-        layout: the layout file that is used where the kernel file has no types.
+        layout: the layout file to use, whatever the kernel file has.
         index: where what is found in BTF and DWARF is kept.
 
     Raises:
@@ -30,6 +34,8 @@ def open_kernel_types(
         KernelMismatchError: the layout file is of another build.
         UnsupportedError: debug information of a version that is not known.
     """
+    if layout is not None:
+        return _types_from_layout(elf, layout)
     found = _types_in(elf, index)
     if found is None:
         found = _types_beside(elf, index)
@@ -37,8 +43,6 @@ def open_kernel_types(
         from kvm_dbg.debuginfo.ctf import open_ctf
 
         found = open_ctf(elf)
-    if found is None and layout is not None:
-        found = _types_from_layout(elf, layout)
     return found
 
 
@@ -83,4 +87,6 @@ def _types_from_layout(elf: ElfFile, layout: str | os.PathLike[str]) -> TypeTabl
     ):
         if mine != theirs:
             raise FormatError(types.file.path, 0, f"$layout.{field}", f"{mine}, but the kernel file has {theirs}")
+    if any(_find(elf, name) is not None for name in OWN):
+        types.source += f", which was named: the types of {elf.path} are not used"
     return types

@@ -239,7 +239,7 @@ def open_kernel(
         index_directory: where indexes are kept, None for no index.
         search: directories to look for a kernel file in.
         force: use a kernel file that does not match.
-        layout: a layout file with the types that the kernel file lacks.
+        layout: a layout file, whose types a BSD's kernel gets in the place of its file's.
         progress: called with a line of text now and then while memory is searched.
 
     Raises:

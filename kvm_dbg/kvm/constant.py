@@ -49,6 +49,7 @@ LSSLEEP: Final = 3  # sleeping
 LSSTOP: Final = 4  # stopped or traced
 LSZOMB: Final = 5  # awaiting collection by its parent
 LSONPROC: Final = 7  # on a CPU
+LSSUSPENDED: Final = 8  # not to run until it is told to
 
 P_CONTROLT: Final = 0x00000002  # p_flag: has a controlling terminal
 P_SYSTEM: Final = 0x00000200  # a kernel thread
@@ -81,8 +82,11 @@ THREAD_STATES: Final = {
     "t": LSSTOP,
     "Z": LSZOMB,
     "X": LSZOMB,
+    "L": LSSLEEP,
+    "O": LSONPROC,
+    "U": LSSUSPENDED,
 }
-"""The state letter of ps(1) on Linux -> l_stat."""
+"""The state letter of ps(1), of any system -> l_stat; who waits for a lock (L) sleeps."""
 
 PROCESS_STATES: Final = {"T": SSTOP, "t": SSTOP, "Z": SZOMB, "X": SZOMB}
 """The state letter of ps(1) on Linux -> p_realstat, SACTIVE for all others."""

@@ -310,7 +310,7 @@ def open_kvm(
         offset: where the dump starts in a dump partition, in bytes.
         candidate: which of several kernels in the image, from 1.
         force: use a vmlinux that does not match.
-        layout: a layout file with the types that the kernel file lacks.
+        layout: a layout file, whose types a BSD's kernel gets in the place of its file's.
         search: directories to look for vmlinux in, before the usual ones.
         index_directory: where indexes of symbols and types, and decompressed files, are kept; None for nowhere.
         live: memory changes while it is read; without images, that of this machine.

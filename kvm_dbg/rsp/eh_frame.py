@@ -7,7 +7,7 @@ that was interrupted, not for a return address, and shows a user's one, where it
 
 ORC knows the stack, instruction and frame pointers only. The other registers that a function preserves are as its
 caller left them while nothing has been pushed, and undefined where the function may have saved them: a debugger shall
-show no wrong value.
+show no wrong value. The same holds of "chain" rows, where frames hang together by their frame pointers.
 
 Facts: DWARF 5 section 6.4.2 and table 7.29 for instructions; Linux Standard Base Core 10.6.1 for .eh_frame and its
 augmentations "z" and "S"; System V ABI for x86-64, figure 3.36, for register numbers, 3.2.1 for preserved registers.
@@ -28,6 +28,7 @@ from kvm_dbg.kernel_file.leb128 import encode_signed
 PRESERVED = ("rbx", "rbp", "r12", "r13", "r14", "r15")
 WORD = 8
 DATA_ALIGN = -WORD
+FRAME_SIZE = 2 * WORD  # bytes: the caller's frame pointer and the return address
 CFA_ADVANCE_LOC4 = 0x04
 CFA_UNDEFINED = 0x07
 CFA_SAME_VALUE = 0x08
@@ -116,6 +117,10 @@ def _rules(row: UnwindRow) -> Rules:
             rules["rbp"] = _saved("rbp", row.frame_offset)
         elif row.frame_base:
             rules["rbp"] = _undefined("rbp")
+    elif fits and row.kind == "chain" and row.offset == FRAME_SIZE:
+        rules["cfa"] = _frame(base, row.offset)
+        rules.update({name: _undefined(name) for name in PRESERVED if name != base})
+        rules[base] = _saved(base, -FRAME_SIZE)
     elif fits and saved is not None and base == row.base:
         rules["cfa"] = _frame(row.base, row.offset)
         rules.update({name: _same(name) for name in DWARF_NUMBERS})

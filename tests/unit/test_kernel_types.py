@@ -30,15 +30,15 @@ def layout(directory: Path, header: dict[str, Any], size: int = 8) -> Path:
     return path
 
 
-def test_what_the_file_has_comes_before_a_layout_file(tmp_path: Path) -> None:
+def test_a_layout_file_that_is_named_comes_before_what_the_file_has(tmp_path: Path) -> None:
     path = layout(tmp_path, {})
     ctf = Part(".SUNW_ctf", data=ctf_kernel().section(), flags=0)
-    found = [
-        open_kernel_types(elf, layout=path)
-        for elf in (ElfFile(as_clang("<", 5, 64), "kernel"), bare(64, "<", ctf), bare())
-    ]
-    assert [types.source.split()[0] for types in found if types is not None] == ["DWARF", "CTF", "layout"]
-    assert open_kernel_types(bare()) is None
+    files = (ElfFile(as_clang("<", 5, 64), "kernel"), bare(64, "<", ctf), bare())
+    found = [open_kernel_types(elf) for elf in files]
+    assert [None if types is None else types.source.split()[0] for types in found] == ["DWARF", "CTF", None]
+    named = [types.source for elf in files if (types := open_kernel_types(elf, layout=path)) is not None]
+    preferred = f"layout file {path}, which was named: the types of kernel are not used"
+    assert named == [preferred, preferred, f"layout file {path}"]
 
 
 def test_a_layout_file_of_the_same_build(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from kvm_dbg.debuginfo import debug_link
 from kvm_dbg.errors import CommandError
 from kvm_dbg.kernel.base import Module
 from kvm_dbg.symbols.base import Symbol
+from tests.writers.kernel_file import EXEC, WRITE, Entry, Part, write_kernel_file
 from tests.writers.linux_memory import gnu_note, write_vmlinux
 from tests.writers.stand_in import Symbols
 
 TEXT = 0xFFFF_FFFF_C000_0000
 BUILD_ID = bytes(range(20))
-ET_REL = 1
+ET_REL, ET_DYN = 1, 3
 FUNCTIONS = {"shelf_open": 0x0, "shelf_close": 0x40, "twice": 0x80}
 
 
@@ -236,3 +237,26 @@ def test_what_a_debugger_has_loaded(tmp_path: Path) -> None:
     loaded.files = {os.path.realpath(tmp_path / "shelf.ko")}
     loaded.plan([plan(empty)])  # it still has the file
     assert loaded.summary("shelf") == str(tmp_path / "shelf.ko")
+
+
+def test_a_file_whose_sections_lie_in_memory_as_in_the_file(tmp_path: Path) -> None:
+    """FreeBSD's modules on most processors: ET_DYN, and the kernel keeps one address only."""
+    parts = [
+        Part(".text", flags=2 | EXEC, addr=0x1000, data=b"\x90" * 256),
+        Part(".comment", flags=0, data=b"no part of memory"),
+        Part(".data", flags=2 | WRITE, addr=0x3000, data=bytes(64)),
+    ]
+    symbols = [Entry(name, 0x1000 + value, 64) for name, value in FUNCTIONS.items()]
+    path = tmp_path / "shelf.ko"
+    path.write_bytes(write_kernel_file(parts, symbols, kind=ET_DYN))
+    fields: dict[str, Any] = {"address": TEXT - 0x1000, "sections": {}, "ranges": (), "build_id": None}
+    found = plan(tmp_path, **fields)
+    assert (found.file, found.sections) == (str(path), {".text": TEXT, ".data": TEXT + 0x2000})
+    other = plan(tmp_path, **(fields | {"address": TEXT}))
+    assert other.file is None
+    assert "3 of 3 symbols are elsewhere" in str(other.problem)
+
+
+def test_a_module_whose_name_has_a_hyphen(tmp_path: Path) -> None:
+    (tmp_path / "book-shelf.ko").write_bytes(write_module())
+    assert plan(tmp_path, name="book-shelf").file == str(tmp_path / "book-shelf.ko")

@@ -75,12 +75,21 @@ def test_a_switched_stack_is_found_in_memory() -> None:
     assert code.startswith(bytes((0x0F, 6, 0x77, 0, 0x06, 0x11, 16, 0x22)))
 
 
+def test_a_frame_in_a_chain_begins_with_its_callers_frame_pointer() -> None:
+    code = instructions(UnwindRow(at(0), at(0x40), "chain", "rbp", 16))
+    assert code.startswith(bytes((DEF_CFA, 6, 0x7E)))  # rbp + -2 * -8
+    assert bytes((OFFSET, 6, 2)) in code  # rbp is at the frame's address + 2 * -8
+    assert bytes((UNDEFINED, RBX)) in code
+    assert bytes((UNDEFINED, RIP)) not in code
+
+
 def test_a_frame_that_nobody_called_has_no_return_address() -> None:
     for row in (
         UnwindRow(at(0), at(0x40), "end", "", 0),
         UnwindRow(at(0), at(0x40), "undefined", "", 0),
         UnwindRow(at(0), at(0x40), "call", "rsp", 9),  # DWARF's factor is 8
         UnwindRow(at(0), at(0x40), "call", "xmm0", 8),
+        UnwindRow(at(0), at(0x40), "chain", "rbp", 24),
     ):
         assert instructions(row) == bytes((UNDEFINED, RIP))
 

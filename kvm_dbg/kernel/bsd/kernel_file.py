@@ -41,7 +41,7 @@ def open_symbols(path: str, index_directory: str | None) -> ElfSymbolTable:
 
 
 def open_types(elf: ElfFile, layout: str | None, index_directory: str | None, untyped: tuple[str, ...]) -> TypeTable:
-    """Return the types of the kernel file or its debug file, else those of the layout file.
+    """Return the types of the layout file if one is named, else those of the kernel file or its debug file.
 
     untyped: the commands that answer without any.
 
@@ -49,7 +49,7 @@ def open_types(elf: ElfFile, layout: str | None, index_directory: str | None, un
         UnsupportedError: there are none.
         FileAccessError, FormatError, KernelMismatchError: the layout file cannot be used.
     """
-    found = open_kernel_types(elf, layout=layout, index=_index(elf, index_directory))
+    found = find_types(elf, layout, index_directory)
     if found is not None:
         return found
     raise UnsupportedError(
@@ -57,6 +57,11 @@ def open_types(elf: ElfFile, layout: str | None, index_directory: str | None, un
         "name the kernel file that has debug information, or a layout file made from it: --layout FILE"
         f" (`kvm-dbg layout` makes one); until then only {', '.join(untyped)} answer",
     )
+
+
+def find_types(elf: ElfFile, layout: str | None, index_directory: str | None) -> TypeTable | None:
+    """Return what `open_types` does, None if there are none. Raises as it does, but for the first."""
+    return open_kernel_types(elf, layout=layout, index=_index(elf, index_directory))
 
 
 def _index(elf: ElfFile, directory: str | None) -> Index | None:

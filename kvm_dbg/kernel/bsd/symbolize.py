@@ -1,19 +1,30 @@
-"""Names for addresses of a kernel that keeps no symbols of modules."""
+"""Names for addresses of a BSD's kernel and its modules."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kvm_dbg.kernel.bsd.kernel import BsdKernel
+
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
-    from kvm_dbg.symbols.base import Symbol
+    from kvm_dbg.symbols.base import Symbol, SymbolTable
 
 FAR = 1 << 20  # bytes: a symbol without a size names nothing further away
 
 
+def _find_table(kernel: Kernel) -> SymbolTable:
+    """Return the symbols of a kernel, those of its modules included where the system keeps them."""
+    if not isinstance(kernel, BsdKernel):
+        return kernel.symbols
+    from kvm_dbg.kernel import system_of
+
+    return system_of(kernel).all_symbols(kernel)
+
+
 def find_symbol(kernel: Kernel, address: int) -> Symbol | None:
     """Return the symbol that `address` lies in, None if there is none near."""
-    symbol = kernel.symbols.find_at(address)
+    symbol = _find_table(kernel).find_at(address)
     return None if symbol is None or (not symbol.size and address - symbol.address > FAR) else symbol
 
 

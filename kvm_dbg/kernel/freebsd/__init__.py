@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kvm_dbg.errors import CommandError, UnsupportedError
+from kvm_dbg.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from kvm_dbg.debuginfo.btf import BtfTypes
@@ -59,16 +59,22 @@ class _FreeBSD:
         return read_arguments(kernel, process)
 
     def read_environment(self, kernel: Kernel, process: Process) -> list[bytes] | None:
-        raise UnsupportedError("the environment of FreeBSD's processes")
+        from kvm_dbg.kernel.freebsd.argument import read_environment
+
+        return read_environment(kernel, process)
 
     def for_each_file(self, kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
-        raise UnsupportedError("the open files of FreeBSD's processes")
+        from kvm_dbg.kernel.freebsd.file import for_each_file
+
+        return for_each_file(kernel, pid)
 
     def for_each_counter(self, kernel: Kernel) -> Iterator[Counter]:
         raise UnsupportedError("FreeBSD's counters of memory and events")
 
     def for_each_mapping(self, kernel: Kernel, pid: int) -> Iterator[MemoryMapping]:
-        raise UnsupportedError("the mappings of FreeBSD's processes")
+        from kvm_dbg.kernel.freebsd.vm import for_each_mapping
+
+        return for_each_mapping(kernel, pid)
 
     def read_core_notes(
         self, kernel: Kernel, process: Process, mappings: Sequence[MemoryMapping]
@@ -92,7 +98,7 @@ class _FreeBSD:
         return for_each_log_record(kernel)
 
     def for_each_module(self, kernel: Kernel) -> Iterator[Module]:
-        from kvm_dbg.kernel.freebsd.summary import for_each_module
+        from kvm_dbg.kernel.freebsd.module import for_each_module
 
         return for_each_module(kernel)
 
@@ -107,7 +113,9 @@ class _FreeBSD:
         return for_each_thread(kernel)
 
     def address_space(self, kernel: Kernel, address: int) -> AddressSpaceReader:
-        raise CommandError("the memory of FreeBSD's processes is not read")
+        from kvm_dbg.kernel.freebsd.user import address_space
+
+        return address_space(kernel, address)
 
     def kernel_space(self, kernel: Kernel) -> AddressSpaceReader:
         from kvm_dbg.kernel.space import kernel_space
@@ -115,7 +123,9 @@ class _FreeBSD:
         return kernel_space(kernel)
 
     def all_symbols(self, kernel: Kernel) -> SymbolTable:
-        return kernel.symbols
+        from kvm_dbg.kernel.freebsd.module import all_symbols
+
+        return all_symbols(kernel)
 
     def symbolize(self, kernel: Kernel, address: int) -> str | None:
         from kvm_dbg.kernel.bsd.symbolize import symbolize
@@ -142,19 +152,14 @@ class _FreeBSD:
         return unwind(kernel, thread)
 
     def find_sources(self, kernel: Kernel) -> Sources:
-        from kvm_dbg.errors import KvmDbgError
-        from kvm_dbg.kernel.base import Sources
+        from kvm_dbg.kernel.bsd.source import find_sources
 
-        missing = []
-        try:
-            types: str | None = kernel.types.source
-        except KvmDbgError as error:
-            types = None
-            missing.append(f"no types, so only `nlist`, `read`, `vtop` and `write` answer: {error}")
-        return Sources(getattr(kernel, "vmlinux_path", None), types, "frame pointers", tuple(missing))
+        return find_sources(kernel)
 
     def for_each_check(self, kernel: Kernel, command: str | None = None) -> Iterator[Check]:
-        yield from ()
+        from kvm_dbg.kernel.freebsd.check import for_each_check
+
+        return for_each_check(kernel, command)
 
     def open_source_reader(self, kernel: Kernel, find_file: Callable[[Module], str | None]) -> SourceReader | None:
         return None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.arch import find_arch
 from kvm_dbg.arch.base import Arch
-from kvm_dbg.elf import SHT_NOBITS
 from kvm_dbg.errors import (
     FileAccessError,
     FormatError,
@@ -19,7 +18,7 @@ from kvm_dbg.errors import (
     UnknownFormatError,
 )
 from kvm_dbg.kernel.bsd.kernel import BsdKernel
-from kvm_dbg.kernel.bsd.kernel_file import check, open_symbols, read_version
+from kvm_dbg.kernel.bsd.kernel_file import check, find_types, open_symbols, read_version
 from kvm_dbg.kernel.freebsd.boot import Boot, find_boot
 from kvm_dbg.kernel.freebsd.machine import Machine, find_machine
 from kvm_dbg.kernel.freebsd.offset import OffsetTypes, check_offsets
@@ -82,29 +81,15 @@ class FreeBSDKernel(BsdKernel):
         return data if data is not None and len(data) == size else None
 
     def _find_types(self) -> TypeTable:
-        """Return types: CTF or DWARF of the kernel file, else a layout file's, else the kernel's own offsets.
+        """Return types: those of a layout file that is named, else the kernel file's, else the kernel's own offsets.
 
         Raises:
             TypeNotFound: there are none at all.
-            FormatError, FileAccessError, UnsupportedError: those that there are cannot be used.
+            FormatError, FileAccessError, KernelMismatchError, UnsupportedError: those that there are cannot be used.
         """
-        from kvm_dbg.debuginfo.ctf import open_ctf
-
-        elf = self.linked.elf
-        ctf = open_ctf(elf)
-        if ctf is not None:
-            return ctf
-        section = elf.find_section(".debug_info")
-        if section is not None and section.type != SHT_NOBITS:
-            from kvm_dbg.debuginfo.dwarf import DwarfTypes
-            from kvm_dbg.index import Index
-
-            directory, build_id = self.index_directory, self.linked.build_id
-            return DwarfTypes(elf, index=Index(directory, build_id) if directory is not None and build_id else None)
-        if self.layout is not None:
-            from kvm_dbg.debuginfo.layout import open_layout
-
-            return open_layout(self.layout, pointer_size=self.arch.pointer_size)
+        found = find_types(self.linked.elf, self.layout, self.index_directory)
+        if found is not None:
+            return found
         return OffsetTypes(self)
 
 

@@ -11,10 +11,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kvm_dbg.debuginfo.base import ArrayType, IntType, Member, PointerType, StructType, Type, TypeTable, VoidType
-from kvm_dbg.errors import CorruptError, KernelMismatchError, ReadError, TypeNotFound, UnknownFormatError
+from kvm_dbg.errors import (
+    CorruptError,
+    KernelMismatchError,
+    ReadError,
+    TypeNotFound,
+    UnknownFormatError,
+    UnsupportedError,
+)
 from kvm_dbg.kernel.layout import read_number
 
 if TYPE_CHECKING:
+    from kvm_dbg.kernel.base import Kernel
     from kvm_dbg.kernel.freebsd.kernel import FreeBSDKernel
     from kvm_dbg.kernel.space import ImageSpace
     from kvm_dbg.symbols.elf import ElfSymbolTable
@@ -82,6 +90,21 @@ class OffsetTypes(TypeTable):
 
     def find_enumerator(self, name: str) -> int | None:  # noqa: ARG002 - there are none
         return None
+
+
+def require_types(kernel: Kernel, what: str) -> None:
+    """Make sure that there are other types than these, without which nothing is known of `what`.
+
+    Raises:
+        UnsupportedError: there are none, naming what the user can do.
+    """
+    if isinstance(kernel.types, OffsetTypes):
+        path = getattr(kernel, "vmlinux_path", None) or "the kernel file"
+        raise UnsupportedError(
+            f"{path} without types",
+            f"{what} are read with more than {OffsetTypes.source}; name the kernel file that has debug information or"
+            " CTF (kernel.debug, kernel.full), or a layout file: --layout FILE (`kvm-dbg layout` makes one)",
+        )
 
 
 def check_offsets(space: ImageSpace, symbols: ElfSymbolTable) -> None:

@@ -8,11 +8,20 @@ td_oncpu was an unsigned char before 11 (NOCPU_OLD).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from kvm_dbg.errors import CorruptError, FormatError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
+from kvm_dbg.errors import (
+    CorruptError,
+    FormatError,
+    KvmDbgError,
+    MemberNotFound,
+    ReadError,
+    SymbolNotFound,
+    TypeNotFound,
+)
 from kvm_dbg.kernel.bsd.queue import for_each_entry
-from kvm_dbg.kernel.layout import Layout, Names, Record, remembered
+from kvm_dbg.kernel.layout import Layout, Names, Record, read_number, read_pointer, remembered
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -24,13 +33,13 @@ MISSING = (ReadError, CorruptError, FormatError, SymbolNotFound, TypeNotFound, M
 
 MAX_PROCESSES = 1 << 18  # PID_MAX is 99999
 MAX_THREADS = 1 << 20  # of one process
-NOCPU = -1
 NOCPU_OLD = 255
 
 PROC: dict[str, Names] = {
     "pid": "p_pid",
     "comm": "p_comm",
     "list": "p_list",
+    "hash": ("p_hash", None),
     "threads": "p_threads",
     "state": ("p_state", None),
     "flag": ("p_flag", None),
@@ -69,11 +78,11 @@ THREAD: dict[str, Names] = {
     "slptick": ("td_slptick", None),
     "kstack": ("td_kstack", None),
     "kstack_pages": ("td_kstack_pages", None),
-    "runtime": ("td_runtime", None),
     "incruntime": ("td_incruntime", None),
     "uticks": ("td_uticks", None),
     "sticks": ("td_sticks", None),
     "iticks": ("td_iticks", None),
+    "rux_runtime": ("td_rux.rux_runtime", None),
     "rux_uticks": ("td_rux.rux_uticks", None),
     "rux_sticks": ("td_rux.rux_sticks", None),
     "rux_iticks": ("td_rux.rux_iticks", None),
@@ -128,16 +137,48 @@ def for_each_thread_of(kernel: Kernel, proc: Record) -> Iterator[Record]:
         yield layout.read(kernel, address)
 
 
-def sorted_procs(kernel: Kernel) -> tuple[list[Record], Exception | None]:
-    """Return the processes by PID, and what ended the list early, if anything did. Raises SymbolNotFound."""
-    found: list[Record] = []
-    failure: Exception | None = None
+def sorted_procs(kernel: Kernel) -> tuple[list[Record], KvmDbgError | None]:
+    """Return the processes by PID, and what ended the list early, if anything did. Raises SymbolNotFound.
+
+    Where the list is broken, those that only the table of PIDs leads to are found there.
+    """
+    found: dict[int, Record] = {}
+    failure: KvmDbgError | None = None
     try:
         for proc in for_each_proc(kernel):
-            found.append(proc)  # one by one: those before an error count
+            found[proc.address] = proc  # one by one: those before an error count
     except (ReadError, CorruptError) as error:
         failure = error
-    return sorted(found, key=lambda proc: proc.numbers.get("pid", 0)), failure
+        for address in read_hashed(kernel)[0]:
+            if address not in found:
+                with suppress(ReadError):
+                    found[address] = proc_layout(kernel).read(kernel, address)
+    return sorted(found.values(), key=lambda proc: proc.numbers.get("pid", 0)), failure
+
+
+def read_hashed(kernel: Kernel) -> tuple[list[int], KvmDbgError | None]:
+    """Return the addresses of the processes in the table of PIDs (`pidhashtbl`, `pidhash`), and what went wrong."""
+    found: dict[int, None] = {}
+    failure: KvmDbgError | None = None
+    try:
+        word = kernel.arch.pointer_size
+        offset = proc_layout(kernel).offsets.get("hash")
+        table = read_pointer(kernel, kernel.symbols.address("pidhashtbl"))
+        place = kernel.symbols.address("pidhash")
+        mask = read_number(kernel, place, word)
+        if mask >= MAX_PROCESSES:
+            raise CorruptError(place, f"the table of PIDs has {mask + 1} chains")
+    except MISSING as error:
+        return [], error
+    if offset is None:
+        return [], MemberNotFound("struct proc", "p_hash")
+    for number in range(mask + 1):
+        try:
+            for address in for_each_entry(kernel, table + number * word, offset, "PIDs", MAX_PROCESSES):
+                found[address] = None
+        except (ReadError, CorruptError) as error:
+            failure = failure or error
+    return list(found), failure
 
 
 def find_proc(kernel: Kernel, address: int) -> Record:
@@ -150,8 +191,17 @@ def find_proc(kernel: Kernel, address: int) -> Record:
 
 def oncpu_of(thread: Record) -> int | None:
     """Return the CPU that a thread runs on, None if it does not. Raises ReadError."""
-    cpu = thread["oncpu"]
-    if thread.layout.sizes["oncpu"] == 1:
+    return _cpu(thread, "oncpu")
+
+
+def last_cpu_of(thread: Record) -> int | None:
+    """Return the CPU that a thread last ran on, None if it never ran or that is not told. Raises ReadError."""
+    return _cpu(thread, "lastcpu") if "lastcpu" in thread else None
+
+
+def _cpu(thread: Record, own: str) -> int | None:
+    cpu = thread[own]
+    if thread.layout.sizes[own] == 1:
         return None if cpu == NOCPU_OLD else cpu
     return None if cpu < 0 else cpu
 

@@ -1,15 +1,14 @@
 """Processes and threads as ps(1) shows them.
 
 Sources: sys/sys/proc.h and ucred.h; fill_kinfo_proc_only(), fill_kinfo_thread() in sys/kern/kern_proc.c (which member
-is which of ps's fields); bin/ps/print.c, state() (letters). With no types but the kernel's own offsets, only PIDs,
-names and CPUs are known.
+is which of ps's fields). With no types but the kernel's own offsets, only PIDs, names and CPUs are known.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound
@@ -17,24 +16,32 @@ from kvm_dbg.kernel.base import Lwp, Process
 from kvm_dbg.kernel.freebsd.proc import (
     attempt,
     for_each_thread_of,
+    last_cpu_of,
     oncpu_of,
     proc_layout,
     sorted_procs,
 )
+from kvm_dbg.kernel.freebsd.state import (
+    CRED_FLAG_CAPMODE,
+    P_CONTROLT,
+    P_INMEM,
+    P_KPROC,
+    PRS_ZOMBIE,
+    TDI_LOCK,
+    process_flags,
+    state_letter,
+)
+from kvm_dbg.kernel.freebsd.time import process_time, read_clock, read_start_time, thread_time
+from kvm_dbg.kernel.freebsd.tty import Terminal, read_terminal
 from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_number
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
 
-P_CONTROLT, P_KPROC, P_PPWAIT, P_SYSTEM = 0x2, 0x4, 0x10, 0x200
-P_TRACED, P_WEXIT, P_STOPPED = 0x800, 0x2000, 0xE0000
-PRS_NEW, PRS_NORMAL, PRS_ZOMBIE = 0, 1, 2
-TDS_INHIBITED = 1
-TDI_SLEEPING, TDI_LOCK = 0x2, 0x8
-TDF_SINTR = 0x8
 MAX_GROUPS = 1 << 16
 WMESG_LIMIT = 64  # bytes
 
+IDS = ("uid", "ruid", "svuid", "gid", "rgid", "svgid")
 UCRED: dict[str, Names] = {
     "uid": "cr_uid",
     "ruid": "cr_ruid",
@@ -44,7 +51,11 @@ UCRED: dict[str, Names] = {
     "gid": ("cr_gid", None),  # a member of its own since 15, before that the first of the groups
     "ngroups": "cr_ngroups",
     "groups": "cr_groups",
+    "flags": ("cr_flags", None),
 }
+GROUP: dict[str, Names] = {"id": "pg_id", "session": "pg_session"}
+SESSION: dict[str, Names] = {"sid": "s_sid", "leader": "s_leader", "tty": "s_ttyp", "login": "s_login"}
+SPACE: dict[str, Names] = {"size": "vm_map.size", "resident": "vm_pmap.pm_stats.resident_count"}
 
 
 def for_each_process(kernel: Kernel) -> Iterator[Process]:
@@ -55,8 +66,14 @@ def for_each_process(kernel: Kernel) -> Iterator[Process]:
     """
     reader = ProcessReader(kernel)
     procs, failure = sorted_procs(kernel)
+    reader.swaps = any(not proc.numbers.get("pid", 1) and proc.numbers.get("flag", 0) & P_INMEM for proc in procs)
     for proc in procs:
-        yield reader.process(proc)
+        try:
+            process = reader.process(proc)
+        except KvmDbgError as error:
+            failure = failure or error
+        else:
+            yield process
     if failure is not None:
         raise failure
 
@@ -82,68 +99,129 @@ def for_each_lwp(kernel: Kernel, pid: int | None = None) -> Iterator[Lwp]:
 
 
 class ProcessReader:
-    """Describes processes and threads of one kernel."""
+    """Describes processes and threads of one kernel.
+
+    Attributes:
+        swaps: whether this kernel swaps processes out: its own process, which never is, is marked as not swapped out.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
+        self.swaps = False
+        self._ucred = self._layout("struct ucred", UCRED)
+        self._group = self._layout("struct pgrp", GROUP)
+        self._session = self._layout("struct session", SESSION)
+        self._space = self._layout("struct vmspace", SPACE)
+
+    def _layout(self, name: str, members: Mapping[str, Names]) -> Layout | None:
+        """Return the members of a struct, None if this kernel tells nothing of it."""
         try:
-            self._ucred: Layout | None = Layout(kernel.types, "struct ucred", UCRED, kernel.arch.byteorder)
+            return Layout(self._kernel.types, name, members, self._kernel.arch.byteorder)
         except KvmDbgError:
-            self._ucred = None
+            return None
+
+    def _follow(self, layout: Layout | None, owner: Record, name: str) -> Record | None:
+        """Return the struct that a pointer leads to, None for a null pointer. Raises ReadError, MemberNotFound."""
+        if layout is None:
+            raise MemberNotFound(owner.layout.name, name)
+        address = owner[name]
+        return layout.read(self._kernel, address) if address else None
 
     def process(self, proc: Record) -> Process:
         """Return a process. Raises ReadError if even its PID is not known."""
+        kernel = self._kernel
         unread: list[str] = []
-        first = attempt(unread, ("cpu",), lambda: next(for_each_thread_of(self._kernel, proc), None))
-        flag = attempt(unread, ("flags",), lambda: proc["flag"]) or 0
-        who = attempt(unread, ("uid", "ruid", "svuid", "gid", "rgid", "svgid"), lambda: self._credentials(proc))
+        pid = proc["pid"]
+        first = attempt(unread, ("state", "cpu"), lambda: next(for_each_thread_of(kernel, proc), None))
+        who = attempt(unread, (*IDS, "groups"), lambda: self._follow(self._ucred, proc, "ucred"))
+        ids = attempt(unread, (*IDS, "groups"), lambda: self._credentials(who)) or {}
+        group = attempt(unread, ("pgid", "sid", "tty"), lambda: self._follow(self._group, proc, "pgrp"))
+        session = attempt(
+            unread,
+            ("sid", "tty"),
+            lambda: None if group is None else self._follow(self._session, group, "session"),
+        )
+        pgid = attempt(unread, ("pgid",), lambda: None if group is None else group["id"])
+        terminal = attempt(unread, ("tty", "tty_device", "tty_pgid"), lambda: self._terminal(proc, session))
+        leader = session is not None and session.numbers.get("leader") == proc.address
+        zombie = proc.numbers.get("state") == PRS_ZOMBIE
+        space = (
+            None if zombie else attempt(unread, ("rss", "vsize"), lambda: self._follow(self._space, proc, "vmspace"))
+        )
+        gone = zombie or proc.numbers.get("vmspace") == 0
+        times = attempt(
+            unread,
+            ("user_time", "system_time", "run_time"),
+            lambda: process_time(kernel, proc, for_each_thread_of(kernel, proc)),
+        )
         threads = attempt(unread, ("threads",), lambda: proc["numthreads"])
-        ids = attempt(unread, ("pgid", "sid"), lambda: self._group(proc))
-        state = attempt(unread, ("state",), lambda: state_letter(proc, first)) or "?"
-        cpu = None if first is None else attempt(unread, ("cpu",), lambda: cpu_of(first))
         return Process(
-            pid=proc["pid"],
+            pid=pid,
             address=proc.address,
             ppid=attempt(unread, ("ppid",), lambda: self._parent(proc)),
-            pgid=ids[0] if ids else None,
-            sid=ids[1] if ids else None,
-            uid=who.get("uid") if who else None,
-            ruid=who.get("ruid") if who else None,
-            svuid=who.get("svuid") if who else None,
-            gid=who.get("gid") if who else None,
-            rgid=who.get("rgid") if who else None,
-            svgid=who.get("svgid") if who else None,
-            state=state,
-            flags="".join(letter for bit, letter in FLAG_LETTERS if flag & bit),
+            pgid=pgid,
+            sid=attempt(unread, ("sid",), lambda: None if session is None else session["sid"]),
+            **{name: ids.get(name) for name in IDS},
+            groups=ids.get("groups", ()),
+            state=attempt(unread, ("state",), lambda: state_letter(proc, first, read_clock(kernel))) or "?",
+            flags=attempt(
+                unread,
+                ("flags",),
+                lambda: process_flags(
+                    proc,
+                    first,
+                    swaps=self.swaps,
+                    capabilities=bool(who is not None and who.get("flags") & CRED_FLAG_CAPMODE),
+                    leader=leader,
+                    foreground=terminal is not None and pgid is not None and terminal.pgid == pgid,
+                ),
+            )
+            or "",
             nice=attempt(unread, ("nice",), lambda: proc["nice"]),
             priority=None if first is None else attempt(unread, ("priority",), lambda: first["priority"]),
-            cpu=cpu,
+            cpu=None if first is None else attempt(unread, ("cpu",), lambda: cpu_of(first)),
             threads=threads if threads is not None and threads > 0 else 1,
-            vsize=attempt(unread, ("vsize",), lambda: self._vsize(proc)),
-            rss=attempt(unread, ("rss",), lambda: self._rss(proc)),
+            vsize=0 if gone else attempt(unread, ("vsize",), lambda: None if space is None else space["size"]),
+            rss=0 if gone else attempt(unread, ("rss",), lambda: self._resident(space)),
+            user_time=None if times is None else times.user,
+            system_time=None if times is None else times.system,
+            run_time=None if times is None else times.total,
+            start_time=attempt(unread, ("start_time",), lambda: read_start_time(kernel, proc)),
+            tty=None if terminal is None else terminal.name,
+            tty_device=None if terminal is None else terminal.device,
+            tty_pgid=None if terminal is None else terminal.pgid,
             command=attempt(unread, ("command",), lambda: proc.text("comm")) or "",
-            kernel_thread=bool(flag & (P_KPROC | P_SYSTEM)),
+            kernel_thread=bool(proc.numbers.get("flag", 0) & P_KPROC),
             unread=tuple(dict.fromkeys(unread)),
+            kinfo=self._kinfo(proc, first, group, session),
         )
 
     def lwp(self, proc: Record, thread: Record) -> Lwp:
         """Return a thread of a process. Raises ReadError if even its id is not known."""
         unread: list[str] = []
+        clock = read_clock(self._kernel)
+        times = attempt(unread, ("user_time", "system_time", "run_time"), lambda: thread_time(self._kernel, thread))
         return Lwp(
             lid=thread["tid"],
             pid=proc["pid"],
             address=thread.address,
-            state=attempt(unread, ("state",), lambda: state_letter(proc, thread)) or "?",
+            state=attempt(unread, ("state",), lambda: state_letter(proc, thread, clock)) or "?",
             cpu=attempt(unread, ("cpu",), lambda: cpu_of(thread)),
             on_cpu=attempt(unread, ("on_cpu",), lambda: oncpu_of(thread)) is not None,
             priority=attempt(unread, ("priority",), lambda: thread["priority"]),
+            user_time=None if times is None else times.user,
+            system_time=None if times is None else times.system,
+            run_time=None if times is None else times.total,
             wait_channel=attempt(unread, ("wait_channel",), lambda: self._wait_message(thread)),
             name=attempt(unread, ("name",), lambda: thread.text("name") or proc.text("comm")) or "",
-            kernel_thread=bool(proc.numbers.get("flag", 0) & (P_KPROC | P_SYSTEM)),
+            kernel_thread=bool(proc.numbers.get("flag", 0) & P_KPROC),
             unread=tuple(dict.fromkeys(unread)),
         )
 
     def _wait_message(self, thread: Record) -> str | None:
+        """Return what a thread waits for, a lock with a star before its name as in ps. Raises ReadError."""
+        if thread["inhibitors"] & TDI_LOCK and thread["lockname"]:
+            return "*" + decode_text(read_string(self._kernel, thread["lockname"], WMESG_LIMIT))
         address = thread["wmesg"]
         return decode_text(read_string(self._kernel, address, WMESG_LIMIT)) if address else None
 
@@ -156,71 +234,43 @@ class ProcessReader:
         place = parent + proc_layout(self._kernel).offsets["pid"]
         return read_number(self._kernel, place, 4, signed=True)
 
-    def _credentials(self, proc: Record) -> dict[str, int]:
-        if self._ucred is None:
-            raise MemberNotFound("struct proc", "p_ucred")
-        address = proc["ucred"]
-        if not address:
+    def _credentials(self, cred: Record | None) -> dict[str, Any]:
+        """Return the ids, and the supplementary groups. Raises ReadError, CorruptError."""
+        if cred is None:
             return {}
-        cred = self._ucred.read(self._kernel, address)
-        found = {name: cred[name] for name in ("uid", "ruid", "svuid", "rgid", "svgid")}
+        found: dict[str, Any] = {name: cred[name] for name in IDS if name != "gid"}
         count = cred["ngroups"]
         if not 0 <= count <= MAX_GROUPS:
-            raise CorruptError(address, f"a process has {count} groups")
+            raise CorruptError(cred.address, f"a process has {count} groups")
+        if "groups" in cred.numbers:
+            data = self._kernel.read(cred["groups"], 4 * count) if count else b""
+        else:
+            data = cred.bytes("groups")[: 4 * count]  # an array before 8
+        order = "<" if self._kernel.arch.byteorder == "little" else ">"
+        groups = struct.unpack(f"{order}{len(data) // 4}I", data)
         if "gid" in cred:
-            found["gid"] = cred["gid"]
-        elif count:
-            groups = cred["groups"] if "groups" in cred.numbers else None
-            if groups is not None:
-                order = "<" if self._kernel.arch.byteorder == "little" else ">"
-                (found["gid"],) = struct.unpack(f"{order}I", self._kernel.read(groups, 4))
-        return found
+            return found | {"gid": cred["gid"], "groups": groups}
+        return found | {"gid": groups[0] if groups else None, "groups": groups[1:]}
 
-    def _group(self, proc: Record) -> tuple[int, int | None]:
-        types, order = self._kernel.types, self._kernel.arch.byteorder
-        address = proc["pgrp"]
-        if not address:
-            raise MemberNotFound("struct proc", "p_pgrp")
-        group = Layout(types, "struct pgrp", {"id": "pg_id", "session": "pg_session"}, order).read(
-            self._kernel, address
-        )
-        if not group["session"]:
-            return group["id"], None
-        session = Layout(types, "struct session", {"sid": "s_sid"}, order).read(self._kernel, group["session"])
-        return group["id"], session["sid"]
+    def _terminal(self, proc: Record, session: Record | None) -> Terminal | None:
+        if session is None or not proc["flag"] & P_CONTROLT or not session["tty"]:
+            return None
+        return read_terminal(self._kernel, session["tty"])
 
-    def _space(self, proc: Record, member: str) -> int:
-        address = proc["vmspace"]
-        if not address or proc.numbers.get("state") == PRS_ZOMBIE:
-            return 0
-        layout = Layout(self._kernel.types, "struct vmspace", {"value": member}, self._kernel.arch.byteorder)
-        return layout.read(self._kernel, address)["value"]
+    def _resident(self, space: Record | None) -> int | None:
+        return None if space is None else space["resident"] << self._kernel.arch.page_shift
 
-    def _vsize(self, proc: Record) -> int:
-        return self._space(proc, "vm_map.size")
-
-    def _rss(self, proc: Record) -> int:
-        return self._space(proc, "vm_pmap.pm_stats.resident_count") << self._kernel.arch.page_shift
-
-
-FLAG_LETTERS = ((P_TRACED, "X"), (P_WEXIT, "E"), (P_PPWAIT, "V"), (P_SYSTEM, "L"))
-
-
-def state_letter(proc: Record, thread: Record | None) -> str:
-    """Return ps's letter. Raises MemberNotFound, ReadError if that is not known."""
-    state = proc["state"]
-    if state == PRS_ZOMBIE:
-        return "Z"
-    if state == PRS_NEW or thread is None:
-        return "R" if state == PRS_NEW else "?"
-    if thread["state"] != TDS_INHIBITED:
-        return "R"
-    if proc["flag"] & P_STOPPED:
-        return "T"
-    inhibitors = thread["inhibitors"]
-    if inhibitors & TDI_SLEEPING:
-        return "S" if thread["flags"] & TDF_SINTR else "D"
-    return "L" if inhibitors & TDI_LOCK else "W"
+    def _kinfo(
+        self, proc: Record, first: Record | None, group: Record | None, session: Record | None
+    ) -> dict[str, Any]:
+        """Return what only kvm(3) asks for, by the members of struct kinfo_proc2; what cannot be read is left out."""
+        found: dict[str, Any] = {}
+        for name in ("fd", "stats", "vmspace"):
+            found[f"p_{name}"] = proc.numbers.get(name)
+        found["p_sess"] = None if group is None else group.numbers.get("session")
+        found["p_login"] = None if session is None else attempt([], (), lambda: session.text("login"))
+        found["p_wmesg"] = None if first is None else attempt([], (), lambda: self._wait_message(first))
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def cpu_of(thread: Record) -> int | None:
@@ -228,5 +278,4 @@ def cpu_of(thread: Record) -> int | None:
     cpu = oncpu_of(thread)
     if cpu is not None:
         return cpu
-    last = thread.get("lastcpu", -1)
-    return last if last >= 0 else None
+    return last_cpu_of(thread)

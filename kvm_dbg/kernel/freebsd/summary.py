@@ -1,9 +1,9 @@
-"""What a person wants to know first of a FreeBSD kernel, its log, and its modules.
+"""What a person wants to know first of a FreeBSD kernel, and its log.
 
-Sources: sys/kern/vers.c and newvers.sh (`version`, `osrelease`), sys/kern/kern_shutdown.c (`panicstr`), sys/kern/
-kern_tc.c (`time_uptime`, `time_second`), sys/kern/subr_smp.c (`mp_ncpus`), sys/sys/msgbuf.h and sys/kern/subr_msgbuf.c
-(a ring, positions are sequence numbers modulo its size), sys/sys/linker.h and sys/kern/kern_linker.c (`linker_files`,
-a TAILQ; the first is the kernel).
+Sources: sys/kern/vers.c and newvers.sh (`version`, `osrelease`), sys/kern/kern_shutdown.c (`panicstr`, `dumptid`), sys/
+kern/kern_tc.c (`time_uptime`, `time_second`), sys/kern/subr_smp.c (`mp_ncpus`), sys/kern/kern_jail.c (`prison0`: the
+host's own name is that of the first prison since 8), sys/vm/vm_init.c (`physmem` in pages), sys/sys/msgbuf.h and
+sys/kern/subr_msgbuf.c (a ring, positions are sequence numbers modulo its size).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, SymbolNotFound
-from kvm_dbg.kernel.base import LogRecord, Module, SystemSummary
+from kvm_dbg.kernel.base import LogRecord, SystemSummary
 from kvm_dbg.kernel.bsd.loadavg import read_load_average
 from kvm_dbg.kernel.bsd.msgbuf import for_each_record, unroll
-from kvm_dbg.kernel.bsd.queue import for_each_entry
-from kvm_dbg.kernel.freebsd.proc import MISSING, for_each_proc, for_each_thread_of
-from kvm_dbg.kernel.layout import Layout, Names, decode_text, read_number, read_pointer
+from kvm_dbg.kernel.freebsd.proc import MISSING, for_each_proc, for_each_thread_of, oncpu_of
+from kvm_dbg.kernel.freebsd.process import ProcessReader
+from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text, read_number, read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -26,40 +26,51 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 TEXT_LIMIT = 4096  # bytes
+NAME_LIMIT = 256  # bytes; MAXHOSTNAMELEN
 MSG_MAGIC = 0x063062
 MAX_LOG = 1 << 28  # bytes
-MAX_FILES = 1 << 12
 
 MSGBUF: dict[str, Names] = {"ptr": "msg_ptr", "magic": "msg_magic", "size": "msg_size", "wseq": "msg_wseq"}
-FILE: dict[str, Names] = {
-    "link": "link",
-    "filename": "filename",
-    "address": "address",
-    "size": "size",
-    "refs": ("refs", None),
-}
 
 
 def read_summary(kernel: Kernel) -> SystemSummary:
     """Return what `sys` shows; fields that the image lacks are None or empty."""
     panic = _or_none(lambda: _read_panic(kernel))
-    crashed = _or_none(lambda: _int(kernel, "dumptid"))
+    who = _or_none(lambda: find_crashed(kernel))
+    crashed = who[1].numbers.get("tid") if who is not None else _or_none(lambda: _int(kernel, "dumptid"))
     return SystemSummary(
         system="FreeBSD",
         release=getattr(kernel, "release", ""),
         version=getattr(kernel, "version", ""),
-        machine=kernel.arch.name,
-        nodename="",
+        machine=_or_none(lambda: _text(kernel, "machine")) or kernel.arch.name,
+        nodename=_or_none(lambda: _read_hostname(kernel)) or "",
         cpus=_or_none(lambda: _int(kernel, "mp_ncpus")),
         date=_or_none(lambda: float(_word(kernel, "time_second"))),
         uptime=_or_none(lambda: float(_word(kernel, "time_uptime"))),
         load_average=_or_none(lambda: read_load_average(kernel)),
         tasks=_or_none(lambda: sum(1 for proc in for_each_proc(kernel) for _ in for_each_thread_of(kernel, proc))),
+        memory=_or_none(lambda: _word(kernel, "physmem") << kernel.arch.page_shift),
         page_size=1 << kernel.arch.page_shift,
         slide=getattr(kernel, "slide", None),
         panic_message=panic,
+        panic_cpu=None if who is None else _or_none(lambda: oncpu_of(who[1])),
+        panic_task=None if who is None else _or_none(lambda: ProcessReader(kernel).process(who[0])),
         panic_lid=crashed or None,
     )
+
+
+def find_crashed(kernel: Kernel) -> tuple[Record, Record] | None:
+    """Return the process and the thread that took the dump, None if none did.
+
+    Raises:
+        SymbolNotFound, ReadError, CorruptError: it cannot be told.
+    """
+    wanted = _int(kernel, "dumptid")
+    for proc in for_each_proc(kernel) if wanted > 0 else ():
+        for thread in for_each_thread_of(kernel, proc):
+            if thread.numbers.get("tid") == wanted:
+                return proc, thread
+    return None
 
 
 def for_each_log_record(kernel: Kernel) -> Iterator[LogRecord]:
@@ -77,33 +88,20 @@ def for_each_log_record(kernel: Kernel) -> Iterator[LogRecord]:
     yield from for_each_record(unroll(kernel.read(head["ptr"], size), head["wseq"] % size))
 
 
-def for_each_module(kernel: Kernel) -> Iterator[Module]:
-    """Yield the loaded files but the kernel itself, in the order of the kernel's list.
-
-    Raises:
-        SymbolNotFound, TypeNotFound, ReadError, CorruptError: the list cannot be read, or not to its end.
-    """
-    layout = Layout(kernel.types, "struct linker_file", FILE, kernel.arch.byteorder)
-    head = kernel.symbols.address("linker_files")
-    for number, address in enumerate(for_each_entry(kernel, head, layout.offsets["link"], "loaded files", MAX_FILES)):
-        if not number:
-            continue
-        file = layout.read(kernel, address)
-        name = decode_text(read_string(kernel, file["filename"], TEXT_LIMIT))
-        start, size = file["address"], file["size"]
-        yield Module(
-            name=name.removesuffix(".ko"),
-            address=start,
-            size=size,
-            reference_count=file.get("refs"),
-            struct_address=address,
-            ranges=((start, size),) if size else (),
-        )
-
-
 def _read_panic(kernel: Kernel) -> str | None:
     address = read_pointer(kernel, kernel.symbols.address("panicstr"))
     return decode_text(read_string(kernel, address, TEXT_LIMIT)) if address else None
+
+
+def _read_hostname(kernel: Kernel) -> str:
+    jail = kernel.symbols.find("prison0")
+    if jail is None:
+        return _text(kernel, "hostname")
+    return _text(kernel, "prison0", kernel.types.offset_of("struct prison", "pr_hostname"))
+
+
+def _text(kernel: Kernel, name: str, offset: int = 0) -> str:
+    return decode_text(read_string(kernel, kernel.symbols.address(name) + offset, NAME_LIMIT))
 
 
 def _int(kernel: Kernel, name: str) -> int:

@@ -159,7 +159,7 @@ class _NetBSD:
         return unwind(kernel, thread)
 
     def find_sources(self, kernel: Kernel) -> Sources:
-        from kvm_dbg.kernel.netbsd.source import find_sources
+        from kvm_dbg.kernel.bsd.source import find_sources
 
         return find_sources(kernel)
 

@@ -54,7 +54,7 @@ def open_netbsd(
         index_directory: where indexes are kept, None for no index.
         search: directories to look for a kernel file in.
         force: use a file of another kernel.
-        layout: a layout file, for types that the kernel file lacks.
+        layout: a layout file, whose types are used in the place of the kernel file's.
 
     Raises:
         KernelMismatchError: the named file is of another kernel, and `force` is not set.
