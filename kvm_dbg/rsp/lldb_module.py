@@ -24,6 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvm_dbg.arch.x86_64 import X86_64
 from kvm_dbg.elf import (
     PT_NOTE,
     SHF_ALLOC,
@@ -79,6 +80,9 @@ def make_lldb_module(session: Session, made: str | None = None) -> LldbModule:
     vmlinux = getattr(session.kernel, "vmlinux_path", None) or made
     if vmlinux is None or session.index_directory is None:
         raise CommandError("there is no vmlinux" if vmlinux is None else "there is no cache directory")
+    arch = session.kernel.arch.name
+    if arch != X86_64.name:
+        raise CommandError(f"lldb has none but its own rules for {arch}, by frame pointers")
     path = str(vmlinux)
     with open_elf(path) as file:
         build_id = file.find_build_id()
