@@ -265,11 +265,11 @@ class CompressedSource(Source):
         check: Callable[[Source], object] | None = None,
     ) -> None:
         self.path = stream.path
-        self.container = compression.name
+        self.container = f"{compression.name}, {stream.container}" if stream.container else compression.name
         self._stream = stream
         self._compression = compression
         self._progress = progress
-        kept = None if directory is None else _kept_path(Path(directory) / "image", stream.path)
+        kept = None if directory is None else _kept_path(Path(directory) / "image", stream)
         self._file = (_open_kept(kept) if kept is not None else None) or self._make(kept, check)
         self.size = self._file.size
 
@@ -278,7 +278,7 @@ class CompressedSource(Source):
         pieces = _Pieces(decompress(self._stream, self._compression, self._progress))
         head = pieces.take(HEAD)
         if not head:
-            raise UnknownFormatError(self.path, f"is a {self.container} file with nothing inside")
+            raise UnknownFormatError(self.path, f"is a {self._compression.name} file with nothing inside")
         if check is not None:
             check(HeadSource(self.path, head[:HEAD]))
         if kept is not None:
@@ -309,7 +309,9 @@ class CompressedSource(Source):
                     unchecked += len(block)
                 size += len(block)
             if size > MAX_SIZE:
-                raise UnsupportedError(f"a {self.container} file of more than {MAX_SIZE} bytes inside", self.path)
+                raise UnsupportedError(
+                    f"a {self._compression.name} file of more than {MAX_SIZE} bytes inside", self.path
+                )
             if unchecked >= _SPACE_CHECK:
                 self._check_space(descriptor, file.name, size)
                 unchecked = 0
@@ -325,6 +327,10 @@ class CompressedSource(Source):
                 f"no room to decompress it: {os.path.dirname(name)} has less than {SPARE >> 20} MiB left after"
                 f" {done >> 20} MiB; decompress it elsewhere, and open that",
             )
+
+    def describe(self) -> tuple[tuple[str, str], ...]:
+        outer = dict(self._stream.describe())
+        return (*super().describe(), *((name, value) for name, value in outer.items() if name != "container"))
 
     def read(self, offset: int, size: int) -> bytes:
         return self._file.read(offset, size)
@@ -368,14 +374,22 @@ class _Pieces:
         return b"".join(parts)
 
 
-def _kept_path(directory: Path, path: str) -> Path | None:
-    """Return the place in the cache of what is inside the file `path`; None if there can be none."""
+def _kept_path(directory: Path, stream: Source) -> Path | None:
+    """Return the place in the cache of what is inside a file, or a part of one; None if there can be none."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        status = os.stat(path)
+        status = os.stat(stream.path)
     except OSError:
         return None
-    identity = (os.path.realpath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    identity: tuple[str | int, ...] = (
+        os.path.realpath(stream.path),
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+    )
+    if stream.place:
+        identity = (*identity, stream.place, stream.size)
     return directory / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
 
 

@@ -235,6 +235,7 @@ class FreebsdMinidumpImage(MemoryImage):
         if head.mmu_name:
             details.append(("MMU", head.mmu_name))
         details.append(("dumped pages", str(dumped)))
+        details += self._source.describe()
         return ImageInfo(
             NAME,
             "FreeBSD (a minidump)",
