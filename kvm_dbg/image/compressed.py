@@ -173,6 +173,18 @@ def find_compression(source: Source) -> Compression | None:
     return next((entry for entry in COMPRESSIONS if entry.starts(head)), None)
 
 
+def read_head(path: str, size: int) -> bytes:
+    """Return the first bytes of a file, or of what is inside it if it is compressed. Raises KvmDbgError."""
+    source = FileSource(path)
+    try:
+        compression = find_compression(source)
+        if compression is None:
+            return source.read(0, size)
+        return _Pieces(decompress(source, compression)).take(size)[:size]
+    finally:
+        source.close()
+
+
 def decompress(
     stream: Source, compression: Compression, progress: Callable[[str], None] | None = None
 ) -> Generator[bytes, None, bool]:
@@ -248,6 +260,9 @@ class CompressedSource(Source):
         progress: called with a line of text now and then.
         check: called with the first HEAD bytes before all is decompressed; may raise.
 
+    Attributes:
+        kept: the path of the decompressed file in the cache; None if it is not kept.
+
     Raises:
         FormatError: the compressed file is damaged.
         UnknownFormatError: nothing is inside.
@@ -272,6 +287,7 @@ class CompressedSource(Source):
         kept = None if directory is None else _kept_path(Path(directory) / "image", stream)
         self._file = (_open_kept(kept) if kept is not None else None) or self._make(kept, check)
         self.size = self._file.size
+        self.kept = str(kept) if kept is not None and kept.is_file() else None
 
     def _make(self, kept: Path | None, check: Callable[[Source], object] | None) -> FileSource:
         """Decompress into a file; into `kept` if the stream is whole."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from kvm_dbg.arch import find_arch
+from kvm_dbg.commands.session import sort_files
+from kvm_dbg.errors import KernelMismatchError
 from kvm_dbg.image import open_image
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import open_kernel, system_of
@@ -57,3 +61,57 @@ def test_trap_frames_are_crossed_by_the_names_of_their_handlers(name: str, tmp_p
         "cpustop_handler", "trap", handler, "cpu_idle", "sched_idletd", "fork_exit",
     ]  # fmt: skip
     assert [frame.exact for frame in frames] == [False, False, False, True, False, False]
+
+
+def test_arm64_layout_is_told_by_the_stacks_whatever_the_kernels_version(tmp_path: Path) -> None:
+    for name, osreldate in (("arm64", 1300139), ("arm64-13", 1500000)):
+        found = opened(tmp_path, write_system(MACHINES[name], osreldate=osreldate))
+        assert [dict(one.registers) for one in found.threads] == [dict(one.registers) for one in found.system.threads]
+
+
+def test_arm64_layout_is_that_of_the_version_where_no_thread_tells(tmp_path: Path) -> None:
+    for name, osreldate in (("arm64", 1400084), ("arm64-13", 1400083), ("arm64", None)):
+        system = write_system(MACHINES[name], osreldate=osreldate, with_sleepers=False)
+        found = opened(tmp_path, system)
+        assert len(found.threads) == 2
+        assert [dict(one.registers) for one in found.threads] == [dict(one.registers) for one in system.threads]
+
+
+def test_i386_has_kernels_with_and_without_an_address_space_of_their_own(tmp_path: Path) -> None:
+    for name, first in (("i386", 0x800000), ("i386-11", 0xC0000000)):
+        arch = opened(tmp_path, write_system(MACHINES[name])).kernel.arch
+        assert not arch.is_user(first)
+        assert arch.is_user(first - 1)
+    assert find_arch("i386").is_user(0xBFFFFFFF)  # others' kernels are as they were
+
+
+@pytest.mark.parametrize("name", ["amd64", "arm64", "riscv64", "i386"])
+def test_return_address_that_is_none_of_the_kernel_is_the_last_frame(name: str, tmp_path: Path) -> None:
+    system = write_system(MACHINES[name])
+    found = opened(tmp_path, system)
+    thread = found.threads[0]
+    machine = system.machine
+    word = machine.bits // 8
+    place = thread.registers[machine.fp] + machine.back * word
+    image = found.kernel.image
+    assert isinstance(image, OverlayImage)
+    for address, shown in ((0x28, [0x28]), (0, [])):
+        image.write(found.kernel.translate(place), address.to_bytes(word, "little"))
+        frames = list(system_of(found.kernel).unwind(found.kernel, thread))
+        assert [frame.pc for frame in frames] == [thread.registers[machine.pc], *shown]
+        assert f"{address:#x} is no address" in frames[-1].why if shown else "is 0" in frames[-1].why
+
+
+def test_kernel_file_of_another_processor_is_refused(tmp_path: Path) -> None:
+    arm, riscv = write_system(MACHINES["arm64"]), write_system(MACHINES["riscv64"])
+    with pytest.raises(KernelMismatchError, match="aarch64"):
+        opened(tmp_path, arm._replace(kernel=riscv.kernel))
+
+
+def test_compressed_kernel_file_is_told_from_an_image(tmp_path: Path) -> None:
+    system = write_system(MACHINES["arm64"])
+    for name, data in (("vmcore.0", gzip.compress(system.dump)), ("kernel.gz", gzip.compress(system.kernel))):
+        (tmp_path / name).write_bytes(data)
+    dump, kernel, broken = str(tmp_path / "vmcore.0"), str(tmp_path / "kernel.gz"), str(tmp_path / "broken.gz")
+    Path(broken).write_bytes(gzip.compress(system.kernel)[:12])
+    assert sort_files([dump, kernel, broken]) == (kernel, (dump, broken))

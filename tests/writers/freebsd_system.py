@@ -172,12 +172,17 @@ class _Writer:
 
 
 def write_system(
-    machine: Machine, *, functions: bool = False, osreldate: int | None = None, stopped_by_pointer: bool = False
+    machine: Machine,
+    *,
+    functions: bool = False,
+    osreldate: int | None = None,
+    stopped_by_pointer: bool = False,
+    with_sleepers: bool = True,
 ) -> System:
     """Return a system.
 
     functions: the kernel file names functions, so that trap frames can be crossed. osreldate: with that variable.
-    stopped_by_pointer: `stoppcbs` is a pointer to the array, as since 14.
+    stopped_by_pointer: `stoppcbs` is a pointer to the array, as since 14. with_sleepers: with threads that do not run.
     """
     out = _Writer(machine)
     place = {name: machine.base + at for name, at in PLACES.items()}
@@ -230,6 +235,8 @@ def write_system(
             (100090, "kernel", -1, ["mi_switch", "sleepq_wait", "sched_idletd", "fork_exit"]),
         ]),
     ]  # fmt: skip
+    if not with_sleepers:
+        spec = [(pid, name, [one for one in members if one[2] >= 0]) for pid, name, members in spec]
     threads: list[Thread] = []
     heap, number = place["heap"], 0
     previous = names["allproc"]

@@ -24,6 +24,7 @@ from kvm_dbg.kernel.freebsd.boot import Boot, find_boot
 from kvm_dbg.kernel.freebsd.machine import Machine, find_machine
 from kvm_dbg.kernel.freebsd.offset import OffsetTypes, check_offsets
 from kvm_dbg.kernel.freebsd.space import find_minidump
+from kvm_dbg.kernel.packed import SUFFIXES, unpack_kernel_file
 from kvm_dbg.symbols.elf import ElfSymbolTable
 
 if TYPE_CHECKING:
@@ -125,21 +126,27 @@ def open_freebsd(image: MemoryImage, path: str | None, options: KernelOptions) -
         if not Path(place).is_file():
             continue
         try:
-            return _attach(image, place, options, force=False)
+            file = unpack_kernel_file(place, options.index_directory)
+        except KvmDbgError:
+            continue  # it cannot be decompressed, or nowhere
+        try:
+            return _attach(image, file, options, force=False)
         except (FileAccessError, UnknownFormatError, FormatError, KernelMismatchError):
             continue  # of another kernel, or of none
     raise KernelNotFoundError(
         "no FreeBSD kernel file was found that fits; name it: its symbols are nowhere else (kernel, or better"
-        " kernel.debug or kernel.full). Looked at:" + "".join(f"\n  {place}" for place in places)
+        " kernel.debug or kernel.full). Looked at, and for the same with .gz, .xz and .zst:"
+        + "".join(f"\n  {place}" for place in places if not place.endswith(SUFFIXES[1:]))
     )
 
 
 def for_each_place(image: MemoryImage, search: tuple[str, ...]) -> Iterator[str]:
     """Yield the paths where the kernel file may be: the user's directories, beside the image, the system's own."""
+    names = tuple(name + suffix for suffix in SUFFIXES for name in NAMES)
     for directory in search:
-        yield from (str(Path(directory) / below / name) for below in BESIDE for name in NAMES)
+        yield from (str(Path(directory) / below / name) for below in BESIDE for name in names)
     for path in image.paths[:1]:
-        yield from (str(Path(path).parent / name) for name in NAMES)
+        yield from (str(Path(path).parent / name) for name in names)
     yield from (str(Path(directory) / name) for directory in PLACES for name in NAMES)
 
 
