@@ -1,4 +1,4 @@
-"""Unwind rules by frame pointers, for processors other than x86-64: .debug_frame in a file of its own.
+"""Unwind rules by frame pointers, for processors other than x86-64: .debug_frame in a file of its own, or .eh_frame.
 
 A gdb that knows no rule for an address guesses from the code, which a dump need not have. Here is one rule for each run
 of code: the caller's frame pointer and return address are where the frame pointer leads. Where the chain ends, or has
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.elf import SHT_NOBITS, SHT_PROGBITS, SHT_STRTAB
-from kvm_dbg.kernel.base import UnwindTable
+from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.leb128 import encode_signed, encode_unsigned
 
 CFA_UNDEFINED, CFA_DEF, CFA_DEF_EXPRESSION = 0x07, 0x0C, 0x0F
@@ -71,6 +71,38 @@ def make_chain_file(arch: Arch, tables: Iterable[UnwindTable]) -> bytes | None:
     return writer.file(processor.back) if writer.entries else None
 
 
+def make_chain_eh_frame(arch: Arch, functions: Iterable[tuple[int, int]], row: UnwindRow) -> bytes:
+    """Return .eh_frame for lldb, with one entry for each function [start, end); pointers are absolute.
+
+    lldb ends a stack where the frame is nowhere, and wants plain rules.
+
+    Args:
+        arch: one of PROCESSORS with words of 64 bits, little-endian.
+        functions: ascending.
+        row: the rule of the kind "chain".
+
+    Raises:
+        KeyError: nothing is known of the processor, or of the rule's register.
+    """
+    processor = PROCESSORS[arch.name]
+    number = processor.registers[row.base]
+    if processor.link:
+        expression = bytes((OP_BREG0 + number, 0, OP_DEREF))
+        rules = bytes((CFA_DEF_EXPRESSION,)) + encode_unsigned(len(expression)) + expression
+        saved = {processor.back: processor.link // -arch.pointer_size}
+    else:
+        rules = bytes((CFA_DEF,)) + encode_unsigned(number) + encode_unsigned(row.offset)
+        saved = {number: 2, processor.back: 1}
+    for register, words in saved.items():
+        rules += bytes((CFA_OFFSET_SF,)) + encode_unsigned(register) + encode_signed(words)
+    writer = _Writer(arch)
+    head = struct.pack("<IB", 0, 1) + b"z\0" + encode_unsigned(1) + encode_signed(-arch.pointer_size)
+    out = bytearray(writer.padded(head + bytes((processor.back, 0)) + rules + _undefined(processor)))
+    for start, end in functions:
+        out += writer.padded(struct.pack("<IQQ", len(out) + 4, start, end - start) + b"\0")  # no augmentation data
+    return bytes(out) + bytes(4)
+
+
 def _records(arch: Arch, processor: Processor, number: int, offset: int) -> bytes:
     """Return the rules where the two words below the frame's address are the caller's frame pointer and address."""
     word = arch.pointer_size
@@ -115,16 +147,17 @@ class _Writer:
     def add(self, start: int, end: int, rules: bytes) -> None:
         """Add the rules for the code at [start, end)."""
         body = struct.pack(self._order + "I" + 2 * self._word, 0, start, end - start) + rules
-        self.entries.append(self._padded(body))
+        self.entries.append(self.padded(body))
 
-    def _padded(self, body: bytes) -> bytes:
+    def padded(self, body: bytes) -> bytes:
+        """Return an entry with its length."""
         body += bytes(-(len(body) + 4) % 8)  # DW_CFA_nop
         return struct.pack(self._order + "I", len(body)) + body
 
     def file(self, back: int) -> bytes:
         """Return the file; `back` is the column of the return address."""
         head = struct.pack(self._order + "IB", 0xFFFF_FFFF, 1) + b"\0" + encode_unsigned(1)
-        cie = self._padded(head + encode_signed(-self.arch.pointer_size) + bytes((back,)))
+        cie = self.padded(head + encode_signed(-self.arch.pointer_size) + bytes((back,)))
         frame = cie + b"".join(self.entries)
         names = b"\0.text\0.debug_frame\0.shstrtab\0"
         wide = self.arch.pointer_size == 8

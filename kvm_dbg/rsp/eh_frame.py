@@ -107,6 +107,10 @@ def _rules(row: UnwindRow) -> Rules:
             rules["rbp"] = _saved("rbp", row.frame_offset)
         elif row.frame_base:
             rules["rbp"] = _undefined("rbp")
+    elif fits and row.kind == "chain" and base == row.base:
+        rules["cfa"] = _frame(base, row.offset)
+        rules.update({name: _undefined(name) for name in PRESERVED})
+        rules[base] = _saved(base, 2 * DATA_ALIGN)
     elif fits and saved is not None and base == row.base:
         rules["cfa"] = _frame(row.base, row.offset)
         rules.update({name: _same(name) for name in DWARF_NUMBERS})

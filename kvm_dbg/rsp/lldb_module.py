@@ -37,6 +37,7 @@ from kvm_dbg.elf import (
 )
 from kvm_dbg.errors import CommandError, FormatError
 from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel_file.chain_frame import make_chain_eh_frame
 from kvm_dbg.kernel_file.elf_writer import HEADER as ELF_HEADER
 from kvm_dbg.kernel_file.elf_writer import PROGRAM_HEADER, SECTION_HEADER
 from kvm_dbg.kernel_file.frame import by_function
@@ -47,7 +48,7 @@ from kvm_dbg.rsp.frame_table import read_covered
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
-LAYOUT = 3  # raise it when what is written changes
+LAYOUT = 4  # raise it when what is written changes
 TRAP_HANDLERS = ".kvm_dbg.trap_handlers"  # names of functions, each ended by a zero byte
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
 STT_NOTYPE, STT_FUNC = 0, 2
@@ -80,9 +81,9 @@ def make_lldb_module(session: Session, made: str | None = None) -> LldbModule:
     vmlinux = getattr(session.kernel, "vmlinux_path", None) or made
     if vmlinux is None or session.index_directory is None:
         raise CommandError("there is no vmlinux" if vmlinux is None else "there is no cache directory")
-    arch = session.kernel.arch.name
-    if arch != X86_64.name:
-        raise CommandError(f"lldb has none but its own rules for {arch}, by frame pointers")
+    arch = session.kernel.arch
+    if arch.pointer_size != 8 or arch.byteorder != "little":
+        raise CommandError(f"lldb has none but its own rules for this {arch.name}, by frame pointers")
     path = str(vmlinux)
     with open_elf(path) as file:
         build_id = file.find_build_id()
@@ -185,7 +186,10 @@ def _make(session: Session, file: ElfFile) -> bytes:
         raise CommandError("the kernel has no unwind rules beyond its debug information")
     names = symbols.names_at({start for start, _ in switched})
     handlers = b"".join([name.encode() + b"\0" for name in names])
-    return _elf(file, symbols, ends, make_eh_frame(entries, slide), handlers)
+    if kernel.arch.name == X86_64.name:
+        return _elf(file, symbols, ends, make_eh_frame(entries, slide), handlers)
+    functions = [(entry.start, entry.end) for entry in entries]
+    return _elf(file, symbols, ends, make_chain_eh_frame(kernel.arch, functions, entries[0].rows[0]), handlers)
 
 
 def _make_beside_made(session: Session, file: ElfFile) -> bytes:
