@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,16 @@ from kvm_dbg.arch import find_arch
 from kvm_dbg.commands.session import sort_files
 from kvm_dbg.errors import KernelMismatchError
 from kvm_dbg.image import open_image
+from kvm_dbg.image.base import BytesImage
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel import open_kernel, system_of
 from kvm_dbg.kernel.base import Kernel, Thread
+from kvm_dbg.kernel.bsd.kernel_file import open_symbols
+from kvm_dbg.kernel.freebsd.boot import find_boot
+from kvm_dbg.kernel.freebsd.machine import find_machine
 from kvm_dbg.kernel.layout import read_number
 from tests.writers.freebsd_system import HZ, MACHINES, System, write_system
+from tests.writers.kernel_file import ABS, ALLOC, NOBITS, OBJECT, WRITE, Entry, Part, write_kernel_file
 
 
 class Opened(NamedTuple):
@@ -115,3 +121,33 @@ def test_compressed_kernel_file_is_told_from_an_image(tmp_path: Path) -> None:
     dump, kernel, broken = str(tmp_path / "vmcore.0"), str(tmp_path / "kernel.gz"), str(tmp_path / "broken.gz")
     Path(broken).write_bytes(gzip.compress(system.kernel)[:12])
     assert sort_files([dump, kernel, broken]) == (kernel, (dump, broken))
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "base", "distance"),
+    [("IdlePTD", 2, 0xC0400000, 0xC0000000), ("IdlePTD_nopae", 2, 0x800000, 0), ("IdlePDPT", 3, 0x800000, 0)],
+)
+def test_i386_page_tables_in_physical_memory(tmp_path: Path, name: str, levels: int, base: int, distance: int) -> None:
+    """Intel SDM volume 3, 4.3 and 4.4; sys/i386/i386/pmap_base.c: the variable has a physical address."""
+    variable, root, directory, table = base + 0x1040, 0x3000, 0x3000 if levels == 2 else 0x4000, 0x5000
+    place = variable - distance
+    size, form, bits = (4, "<I", 10) if levels == 2 else (8, "<Q", 9)
+    pages = {paddr: bytearray(4096) for paddr in (root, directory, table, place & -4096)}
+    struct.pack_into("<I", pages[place & -4096], place % 4096, root)
+    if levels == 3:
+        struct.pack_into("<Q", pages[root], (variable >> 30) * 8, directory | 1)
+    struct.pack_into(form, pages[directory], (variable >> 12 + bits & (1 << bits) - 1) * size, table | 0x63)
+    struct.pack_into(form, pages[table], (variable >> 12 & (1 << bits) - 1) * size, place & -4096 | 0x63)
+    first = 0xC0000000 if distance else base
+    entries = [Entry("kernbase", first, 0, ABS, type=0), Entry(name, variable, 4, ".bss", type=OBJECT)]
+    if levels == 2:
+        entries.append(Entry("IdlePDPT", variable + 4, 4, ".bss", type=OBJECT))  # a kernel of both kinds, without PAE
+    file = tmp_path / "kernel"
+    file.write_bytes(write_kernel_file([Part(".bss", NOBITS, ALLOC | WRITE, base, size=0x2000)], entries, bits=32))
+    image = BytesImage({paddr: bytes(data) for paddr, data in pages.items()})
+    boot = find_boot(image, find_arch("i386"), find_machine("i386"), open_symbols(str(file), None))
+    assert boot is not None
+    assert (boot.space.paging.root, boot.space.paging.levels, boot.quirks) == (root, levels, ())
+    assert boot.space.translate(variable) == place
+    assert not boot.space.arch.is_user(first)
+    assert boot.space.arch.is_user(first - 1)

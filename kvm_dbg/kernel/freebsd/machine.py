@@ -15,8 +15,8 @@ Facts, all from FreeBSD's sys/ unless said otherwise:
   since 12, where `setidt_disp` says (i386/i386/machdep.c).
 - Frames by the ABIs of the processors: the System V ABI for x86-64 and i386, AAPCS64, the RISC-V ELF psABI (the frame
   pointer is the end of the frame, its saved value two words below), the Power ELF ABI (the back chain).
-- Page tables: amd64/amd64/pmap.c (KPML4phys), i386/i386/pmap_{nopae,pae}.c (IdlePTD, IdlePDPT), arm64/arm64/locore.S
-  (pagetable_l0_ttbr1), riscv/riscv/locore.S (pagetable_l1), lib/libkvm.
+- Page tables: amd64/amd64/pmap.c (KPML4phys), i386/i386/pmap_{nopae,pae}.c (IdlePTD, IdlePTD_nopae, IdlePDPT),
+  arm64/arm64/locore.S (pagetable_l0_ttbr1), riscv/riscv/locore.S (pagetable_l1), lib/libkvm.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ I386 = Machine(
     copied=Copied("start_exceptions", "end_exceptions", "setidt_disp"),
     trap_above=4,  # the trap frame is passed by reference: a pointer to it lies below
     trap_user=("cs", 3, 3),
-    roots=(Root("IdlePDPT", 3), Root("IdlePTD", 2)),
+    roots=(Root("IdlePDPT", 3), Root("IdlePTD_nopae", 2), Root("IdlePTD", 2)),
     alignment=1 << 20,
 )
 
