@@ -8,6 +8,7 @@ of symbols alone may lack that.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 from kvm_dbg.errors import KvmDbgError, ReadError
@@ -61,18 +62,14 @@ def _find(kernel: Kernel) -> Saved:
     new = Saved(machine.pcb, machine.trapframe)
     if machine.old is None:
         return new
-    asked = 0
+    threads = (thread for proc in for_each_proc(kernel) for thread in for_each_thread_of(kernel, proc))
     try:
-        for proc in for_each_proc(kernel):
-            for thread in for_each_thread_of(kernel, proc):
-                asked += 1
-                if asked > MAX_WITNESSES:
-                    break
-                if oncpu_of(thread) is not None:
-                    continue
-                fits = [saved for saved in (new, machine.old) if _fits(own, saved, thread["pcb"])]
-                if len(fits) == 1:
-                    return fits[0]
+        for thread in islice(threads, MAX_WITNESSES):
+            if oncpu_of(thread) is not None:
+                continue
+            fits = [saved for saved in (new, machine.old) if _fits(own, saved, thread["pcb"])]
+            if len(fits) == 1:
+                return fits[0]
     except KvmDbgError:
         pass  # a list that breaks has told what it could; without types there are no threads to ask
     release = read_variable(own, "osreldate")
