@@ -114,6 +114,8 @@ class Kvm:
         self.setup.change("remotetimeout", str(REMOTE_TIMEOUT))
         self.setup.change("non-stop", "off")
         self.setup.change("print inferior-events", "off")  # a script ends with its own output, not with "detached"
+        if server.ready["byteorder"] == "big":
+            self.setup.change("endian", "big")  # a description of registers does not tell, and gdb thinks little
         server.ask({"offsets": False})
         if not at_once:
             return

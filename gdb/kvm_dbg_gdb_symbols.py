@@ -31,6 +31,7 @@ class SymbolFiles:
     def __init__(self) -> None:
         self._paths: list[str] = []
         self._replaced: str | None = None
+        self._disabled: list[str] = []  # gdb's own unwinders
         self._modules: str | None = None  # the file made of those that have none of their own
 
     def load(self, server: Server) -> None:
@@ -50,6 +51,8 @@ class SymbolFiles:
                 if rules is not None:  # before vmlinux: gdb takes the first rule that it finds
                     server.files.append(rules)
                     self.add(rules, "", {})
+                    # it comes before all rules where code cannot be read, as in dumps that leave the text out
+                    self._disable("aarch64 stub")
             except (ServerError, gdb.error) as error:
                 warn(f"backtraces may end in frames that never were: {error}")
             try:
@@ -142,6 +145,12 @@ class SymbolFiles:
         quiet(" ".join(words))
         self._paths.append(path)
 
+    def _disable(self, unwinder: str) -> None:
+        """Disable one of gdb's own unwinders until `unload`, if this gdb has it and can (16 and newer)."""
+        with contextlib.suppress(gdb.error):
+            quiet(f'maintenance frame-unwinder disable -name "{unwinder}"')
+            self._disabled.append(unwinder)
+
     def load_modules(self, server: Server, words: list[str]) -> None:
         """Load the symbols of the kernel's modules, from files in a directory or in the usual places."""
         rest = [word for word in words if word != "--load"]
@@ -181,6 +190,9 @@ class SymbolFiles:
     def unload(self) -> None:
         """Remove everything that was loaded, and put back what was there."""
         self._modules = None
+        while self._disabled:
+            with contextlib.suppress(gdb.error):
+                quiet(f'maintenance frame-unwinder enable -name "{self._disabled.pop()}"')
         while self._paths:
             self.remove()
         if self._replaced is not None:

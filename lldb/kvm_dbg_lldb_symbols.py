@@ -101,11 +101,15 @@ def create_target(debugger: Any, symbols: Symbols | None, triple: str) -> Any:
         CommandFailed: lldb makes no target at all.
     """
     error = lldb.SBError()
-    platform = "remote-freebsd" if "freebsd" in triple else "remote-linux"
-    target = debugger.CreateTarget(symbols.object if symbols else "", triple, platform, False, error)
-    if symbols is not None and not target.IsValid():
-        warn(f"{symbols.object}: lldb could not load its symbols: {error.GetCString()}")
-        target = debugger.CreateTarget("", triple, platform, False, error)
+    # a platform has the processors that lldb's makers thought of; without one named lldb takes what fits
+    platforms = ("remote-freebsd" if "freebsd" in triple else "remote-linux", None)
+    target = lldb.SBTarget()
+    for name in (symbols.object, "") if symbols is not None else ("",):
+        for platform in platforms:
+            if not target.IsValid():
+                target = debugger.CreateTarget(name, triple, platform, False, error)
+        if name and not target.IsValid():
+            warn(f"{name}: lldb could not load its symbols: {error.GetCString()}")
     if not target.IsValid():
         raise CommandFailed(f"lldb could not make a target: {error.GetCString()}")
     if symbols is not None and target.GetNumModules():
@@ -138,19 +142,20 @@ def _execute(debugger: Any, target: Any, command: str) -> None:
 
 
 def place(target: Any, slide: int, symbols: Symbols) -> None:
-    """Place the kernel's sections, and the modules' file.
+    """Place the kernel's segments, or the sections of a file that has none, and the modules' file.
 
-    Sections linked at address 0 (per-CPU data) are nowhere: no task has them there.
+    What is linked at address 0 (per-CPU data) is nowhere: no task has it there.
     """
     if symbols.modules is not None:
         modules = target.AddModule(symbols.modules, target.GetTriple(), None)
         if modules.IsValid():
             target.SetModuleLoadAddress(modules, 0)
     module = target.GetModuleAtIndex(0)
-    for index in range(module.GetNumSections()):
-        section = module.GetSectionAtIndex(index)
+    sections = [module.GetSectionAtIndex(index) for index in range(module.GetNumSections())]
+    segments = [section for section in sections if str(section.GetName()).startswith("PT_LOAD")]
+    for section in segments or sections:
         address = section.GetFileAddress()
-        if address and str(section.GetName()).startswith("PT_LOAD"):
+        if address and address != lldb.LLDB_INVALID_ADDRESS and section.GetByteSize():
             target.SetSectionLoadAddress(section, address + slide)
 
 

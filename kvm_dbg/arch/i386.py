@@ -8,6 +8,7 @@ user_regs_struct, which pr_reg of NT_PRSTATUS is).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 from kvm_dbg.arch.base import Register
 from kvm_dbg.arch.table import Decoded, TableArch, parse_linux_prstatus
@@ -39,8 +40,15 @@ USER_REGS = (
 # fmt: on
 
 
-class _I386(TableArch):
-    """One way of paging of an i386; stateless."""
+USER_END = 0xC000_0000  # the usual split between user and kernel
+
+
+class I386Arch(TableArch):
+    """One way of paging of an i386; stateless.
+
+    Args:
+        user_end: the first address that is the kernel's; a kernel with an address space of its own has it low.
+    """
 
     name = "i386"
     byteorder = "little"
@@ -51,14 +59,21 @@ class _I386(TableArch):
     flag_names = FLAG_NAMES
     registers = tuple(Register(name, 32) for name in REGISTERS)
 
+    def __init__(self, user_end: int = USER_END) -> None:
+        self.user_end = user_end
+
+    def split_at(self, user_end: int) -> Self:
+        """Return the same processor under a kernel whose own addresses begin at `user_end`."""
+        return self if user_end == self.user_end else type(self)(user_end)
+
     def is_user(self, vaddr: int) -> bool:
-        return 0 <= vaddr < 0xC000_0000  # the usual split; a kernel may have another
+        return 0 <= vaddr < self.user_end
 
     def parse_prstatus(self, desc: bytes) -> tuple[int, Mapping[str, int]]:
         return parse_linux_prstatus(self, desc, USER_REGS, 4)
 
 
-class _TwoLevels(_I386):
+class _TwoLevels(I386Arch):
     """32-bit paging."""
 
     entry_size = 4
@@ -74,7 +89,7 @@ class _TwoLevels(_I386):
         return Decoded(entry & 0xFFC0_0000 | (entry >> 13 & 0xFF) << 32, 22)
 
 
-class _ThreeLevels(_I386):
+class _ThreeLevels(I386Arch):
     """PAE paging: the root has four entries."""
 
     levels: tuple[tuple[str, int], ...] = (("PTE", 12), ("PDE", 21), ("PDPTE", 30))

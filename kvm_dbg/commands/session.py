@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,14 +66,15 @@ def sort_files(files: list[str]) -> tuple[str | None, tuple[str, ...]]:
 
 
 def is_kernel_file(path: str) -> bool:
-    """Return whether the file is ELF and no core; False as well if it cannot be read, which opening will explain."""
+    """Return whether the file, or what is compressed in it, is ELF and no core.
+
+    False as well if it cannot be read, which opening will explain.
+    """
+    from kvm_dbg.image.compressed import read_head
+
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
-        try:
-            head = os.read(descriptor, 18) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
-        finally:
-            os.close(descriptor)
-    except (OSError, ValueError):
+        head = read_head(path, 18)
+    except KvmDbgError:
         return False
     if len(head) < 18 or not head.startswith(ELF_MAGIC):
         return False

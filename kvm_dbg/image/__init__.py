@@ -132,6 +132,23 @@ def _open_netbsd_dump(sources: Sequence[Source], options: Options) -> MemoryImag
     return NetbsdImage(source, find_dump(source) if options.offset is None else options.offset)
 
 
+def _probe_freebsd_dump(source: Source) -> bool:
+    from kvm_dbg.image import freebsd_dump
+
+    return freebsd_dump.probe(source)
+
+
+def _open_freebsd_dump(sources: Sequence[Source], options: Options) -> MemoryImage:
+    """Open what is inside a dump partition."""
+    from kvm_dbg.image.freebsd_dump import DumpSource, find_header
+
+    partition = _only(sources, options._replace(offset=None))
+    header = find_header(partition, options.offset, anywhere=options.format is not None)
+    inside = options._replace(format=None, offset=None)
+    source = _look_through(DumpSource(partition, header), inside)
+    return _find_format(source, inside).open([source], inside)
+
+
 def _probe_raw(source: Source) -> bool:
     from kvm_dbg.image import raw
     from kvm_dbg.image.foreign import name_foreign
@@ -160,9 +177,10 @@ FORMATS: tuple[ImageFormat, ...] = (
     ImageFormat("lime", "LiME", _probe_lime, _open_lime),
     ImageFormat("netbsd", "NetBSD crash dump", _probe_netbsd, _open_netbsd),
     ImageFormat("netbsd-dump", "NetBSD dump partition", _probe_netbsd_dump, _open_netbsd_dump),
+    ImageFormat("freebsd-dump", "FreeBSD dump partition", _probe_freebsd_dump, _open_freebsd_dump),
     ImageFormat("raw", "raw RAM", _probe_raw, _open_raw),
 )
-NOT_PROBED = ("raw", "netbsd-dump")
+NOT_PROBED = ("raw", "netbsd-dump", "freebsd-dump")
 """Formats whose files need not look like them at their start, if the user names them."""
 
 
@@ -184,7 +202,8 @@ def open_image(
         base: physical address of the first byte of raw RAM.
         hole: (start, end) of the physical addresses that raw RAM leaves out.
         format: the name of one of FORMATS, if it is not to be found out.
-        offset: where the dump starts in a dump partition, in bytes; without it, it is searched for.
+        offset: where the dump starts in a dump partition, in bytes (of FreeBSD's: one of its two headers); without it,
+            it is searched for.
         live: memory that changes while it is read: this machine's, or raw RAM that a running guest has as a file.
         cache_directory: where compressed files are kept decompressed; None for temporary files.
         progress: called with a line of text now and then while a file is decompressed.
@@ -222,12 +241,15 @@ def open_image(
 
 def _open_source(path: str | os.PathLike[str], options: Options) -> Source:
     """Open a file, and look through compression, and through a flattened stream unless it was said to be raw."""
-    from kvm_dbg.image import compressed, flattened
     from kvm_dbg.image.live import LiveSource, is_live
 
-    if is_live(path):
-        return LiveSource(path)
-    source: Source = FileSource(path)
+    return LiveSource(path) if is_live(path) else _look_through(FileSource(path), options)
+
+
+def _look_through(source: Source, options: Options) -> Source:
+    """Return the source of what is inside compression and a flattened stream; closes what it is given if that fails."""
+    from kvm_dbg.image import compressed, flattened
+
     try:
         compression = compressed.find_compression(source)
         if compression is not None:
@@ -260,8 +282,13 @@ def _check_head(head: Source, options: Options) -> None:
 
 def _find_format(source: Source, options: Options) -> ImageFormat:
     """Return the format that the user named, else the first that calls the file its own."""
-    if options.format in NOT_PROBED:
-        return next(entry for entry in FORMATS if entry.name == options.format)
+    named = options.format
+    if named is None and options.offset is not None:
+        from kvm_dbg.image.freebsd_dump import is_header
+
+        named = "freebsd-dump" if is_header(source, options.offset) else None
+    if named in NOT_PROBED:
+        return next(entry for entry in FORMATS if entry.name == named)
     for entry in FORMATS:
         if options.format in (None, entry.name) and entry.probe(source):
             return entry
@@ -299,4 +326,4 @@ def _no_addresses(source: Source, options: Options) -> None:
 
 def _no_offset(source: Source, options: Options) -> None:
     if options.offset is not None:
-        raise CommandError(f"{source.path}: an offset is for a dump partition: --format netbsd-dump")
+        raise CommandError(f"{source.path}: an offset is for a dump partition: --format netbsd-dump or freebsd-dump")

@@ -173,6 +173,18 @@ def find_compression(source: Source) -> Compression | None:
     return next((entry for entry in COMPRESSIONS if entry.starts(head)), None)
 
 
+def read_head(path: str, size: int) -> bytes:
+    """Return the first bytes of a file, or of what is inside it if it is compressed. Raises KvmDbgError."""
+    source = FileSource(path)
+    try:
+        compression = find_compression(source)
+        if compression is None:
+            return source.read(0, size)
+        return _Pieces(decompress(source, compression)).take(size)[:size]
+    finally:
+        source.close()
+
+
 def decompress(
     stream: Source, compression: Compression, progress: Callable[[str], None] | None = None
 ) -> Generator[bytes, None, bool]:
@@ -248,6 +260,9 @@ class CompressedSource(Source):
         progress: called with a line of text now and then.
         check: called with the first HEAD bytes before all is decompressed; may raise.
 
+    Attributes:
+        kept: the path of the decompressed file in the cache; None if it is not kept.
+
     Raises:
         FormatError: the compressed file is damaged.
         UnknownFormatError: nothing is inside.
@@ -265,20 +280,21 @@ class CompressedSource(Source):
         check: Callable[[Source], object] | None = None,
     ) -> None:
         self.path = stream.path
-        self.container = compression.name
+        self.container = f"{compression.name}, {stream.container}" if stream.container else compression.name
         self._stream = stream
         self._compression = compression
         self._progress = progress
-        kept = None if directory is None else _kept_path(Path(directory) / "image", stream.path)
+        kept = None if directory is None else _kept_path(Path(directory) / "image", stream)
         self._file = (_open_kept(kept) if kept is not None else None) or self._make(kept, check)
         self.size = self._file.size
+        self.kept = str(kept) if kept is not None and kept.is_file() else None
 
     def _make(self, kept: Path | None, check: Callable[[Source], object] | None) -> FileSource:
         """Decompress into a file; into `kept` if the stream is whole."""
         pieces = _Pieces(decompress(self._stream, self._compression, self._progress))
         head = pieces.take(HEAD)
         if not head:
-            raise UnknownFormatError(self.path, f"is a {self.container} file with nothing inside")
+            raise UnknownFormatError(self.path, f"is a {self._compression.name} file with nothing inside")
         if check is not None:
             check(HeadSource(self.path, head[:HEAD]))
         if kept is not None:
@@ -309,7 +325,9 @@ class CompressedSource(Source):
                     unchecked += len(block)
                 size += len(block)
             if size > MAX_SIZE:
-                raise UnsupportedError(f"a {self.container} file of more than {MAX_SIZE} bytes inside", self.path)
+                raise UnsupportedError(
+                    f"a {self._compression.name} file of more than {MAX_SIZE} bytes inside", self.path
+                )
             if unchecked >= _SPACE_CHECK:
                 self._check_space(descriptor, file.name, size)
                 unchecked = 0
@@ -325,6 +343,10 @@ class CompressedSource(Source):
                 f"no room to decompress it: {os.path.dirname(name)} has less than {SPARE >> 20} MiB left after"
                 f" {done >> 20} MiB; decompress it elsewhere, and open that",
             )
+
+    def describe(self) -> tuple[tuple[str, str], ...]:
+        outer = dict(self._stream.describe())
+        return (*super().describe(), *((name, value) for name, value in outer.items() if name != "container"))
 
     def read(self, offset: int, size: int) -> bytes:
         return self._file.read(offset, size)
@@ -368,14 +390,22 @@ class _Pieces:
         return b"".join(parts)
 
 
-def _kept_path(directory: Path, path: str) -> Path | None:
-    """Return the place in the cache of what is inside the file `path`; None if there can be none."""
+def _kept_path(directory: Path, stream: Source) -> Path | None:
+    """Return the place in the cache of what is inside a file, or a part of one; None if there can be none."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        status = os.stat(path)
+        status = os.stat(stream.path)
     except OSError:
         return None
-    identity = (os.path.realpath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    identity: tuple[str | int, ...] = (
+        os.path.realpath(stream.path),
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+    )
+    if stream.place:
+        identity = (*identity, stream.place, stream.size)
     return directory / hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
 
 

@@ -20,13 +20,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kvm_dbg.errors import FormatError
-from kvm_dbg.image.base import ImageInfo, MemoryImage, Piece, Presence, Range
+from kvm_dbg.image.base import CHUNK_SIZE, ImageInfo, MemoryImage, Piece, Presence, Range
 from kvm_dbg.image.bitmap import GROUP, UNIT, Bitmap, for_each_run
 from kvm_dbg.image.freebsd_minidump_header import MinidumpHeader, is_minidump, read_header
 from kvm_dbg.image.freebsd_minidump_map import MinidumpMap
 from kvm_dbg.image.source import Source
 
 NAME = "freebsd-minidump"
+BLOCK_SHIFT = 21  # of the physical addresses that one run is kept for
+MAX_BLOCKS = 1 << 15
+MAX_GROUPS = 256  # of pages, that a run is followed up and down
 SYSTEM = "FreeBSD"
 
 
@@ -75,6 +78,7 @@ class FreebsdMinidumpImage(MemoryImage):
         self._mapped = mapped is not None
         self._map: mmap.mmap | bytes = mapped if mapped is not None else b""
         self._low = self._high = self._distance = 0  # the run that served the last read, if mapped: its offset - paddr
+        self._runs: dict[int, tuple[int, int, int]] = {}  # the one that served the last read of each block, if mapped
 
     def read_message_buffer(self) -> bytes:
         """Return the kernel's message buffer as it was in memory: a ring, whose ends only the kernel knows."""
@@ -89,17 +93,24 @@ class FreebsdMinidumpImage(MemoryImage):
         end = paddr + size
         if self._low <= paddr and end <= self._high:  # few steps: this is called for every page that is looked at
             return self._map[paddr + self._distance : end + self._distance]
-        run = self._find_run(paddr)
-        if run is None or end > run[1] or size <= 0:
-            return super().read(paddr, size)
-        if self._mapped:
-            self._low, self._high, self._distance = run
-        return self._source.read(paddr + run[2], size)
+        run = self._runs.get(paddr >> BLOCK_SHIFT)
+        if run is None or not run[0] <= paddr or end > run[1]:
+            run = self._find_run(paddr)
+            if run is None or end > run[1] or size <= 0:
+                return super().read(paddr, size)
+            if not self._mapped:
+                return self._source.read(paddr + run[2], size)
+            if len(self._runs) >= MAX_BLOCKS:
+                self._runs.clear()
+            self._runs[paddr >> BLOCK_SHIFT] = run
+        self._low, self._high, distance = run
+        self._distance = distance
+        return self._map[paddr + distance : end + distance]
 
     def _find_run(self, paddr: int) -> tuple[int, int, int] | None:
         """Return (first, last + 1, file offset minus address) of bytes that are there around `paddr`, None if not.
 
-        It does not leave the group of pages whose bits are read at once.
+        It leaves the group of pages whose bits are read at once for up to MAX_GROUPS others on either side.
         """
         pfn = paddr >> self._shift
         area = self._areas[bisect_right(self._starts, pfn) - 1]
@@ -109,15 +120,37 @@ class FreebsdMinidumpImage(MemoryImage):
         bits, before = self._bitmap.group(number)
         if not bits >> at & 1:
             return None
-        below = ~bits & (1 << at) - 1
+        rank = before + (bits & (1 << at) - 1).bit_count()
+        distance = self.header.data_offset + (rank - pfn << self._shift)
+        below, above = ~bits & (1 << at) - 1, ~(bits >> at)
         first = max(pfn - at + below.bit_length(), area.start)
-        above = ~(bits >> at)
         last = min(pfn + (above & -above).bit_length() - 1, area.end)
-        rank = before + (bits & (1 << at) - 1).bit_count() - (pfn - first)
-        low = first << self._shift
-        distance = self.header.data_offset + (rank << self._shift) - low
-        high = min(last << self._shift, self._source.size - distance)
+        if first == pfn - at:
+            first = self._extend_down(area, first, number)
+        if last == pfn - at + GROUP:
+            last = self._extend_up(area, last, number)
+        low, high = first << self._shift, min(last << self._shift, self._source.size - distance)
         return (low, high, distance) if low <= paddr < high else None
+
+    def _extend_down(self, area: _Area, first: int, number: int) -> int:
+        """Return where the run begins that goes on below group `number`, whose first page is `first`."""
+        for other in range(number - 1, max(number - MAX_GROUPS, 0) - 1, -1):
+            zeros = ~self._bitmap.group(other)[0] & (1 << GROUP) - 1
+            first = max(first - GROUP + zeros.bit_length(), area.start)
+            if zeros or first == area.start:
+                break
+        return first
+
+    def _extend_up(self, area: _Area, last: int, number: int) -> int:
+        """Return where the run ends that goes on above group `number`, behind whose last page is `last`."""
+        for other in range(number + 1, number + MAX_GROUPS + 1):
+            if last >= area.end or other * GROUP >= self._bitmap.readable:
+                break
+            bits = self._bitmap.group(other)[0]
+            last = min(last + (~bits & bits + 1).bit_length() - 1, area.end)
+            if bits != (1 << GROUP) - 1:
+                break
+        return last
 
     def pieces(self, paddr: int, size: int) -> Iterator[Piece]:
         end = paddr + size
@@ -131,6 +164,15 @@ class FreebsdMinidumpImage(MemoryImage):
             paddr = run.end
         if paddr < end:
             yield Piece(paddr, end - paddr, Presence.HOLE, None)
+
+    def for_each_chunk(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+        for run in self.coverage(start, end):
+            found = self._find_run(run.start) if run.presence is Presence.PRESENT else None
+            if found is None:
+                continue
+            for paddr in range(run.start, run.end, CHUNK_SIZE):  # pages that follow each other do so in the file
+                self._source.check_size()
+                yield paddr, self._source.read(paddr + found[2], min(CHUNK_SIZE, run.end - paddr))
 
     def _for_each_present(self, run: Range) -> Iterator[Piece]:
         """Yield the bytes of a run, all of which are there: pages that follow each other do so in the file as well."""
@@ -235,6 +277,7 @@ class FreebsdMinidumpImage(MemoryImage):
         if head.mmu_name:
             details.append(("MMU", head.mmu_name))
         details.append(("dumped pages", str(dumped)))
+        details += self._source.describe()
         return ImageInfo(
             NAME,
             "FreeBSD (a minidump)",
@@ -250,6 +293,7 @@ class FreebsdMinidumpImage(MemoryImage):
     def close(self) -> None:
         self._map, self._mapped = b"", False
         self._low = self._high = 0
+        self._runs.clear()
         self._source.close()
 
 

@@ -33,12 +33,14 @@ class Source(ABC):
         path: the file, as the user named it.
         size: bytes, from 0 to the last one that is there.
         ended: False if the file itself tells that it was cut off (a stream without its end marker).
+        place: where its bytes start in the file, where they are a part of that.
         container: what is wrapped around the file, the innermost first ("flattened, gzip"), "" if nothing.
     """
 
     path: str
     size: int
     ended: bool = True
+    place: int = 0
     container: str = ""
 
     @abstractmethod

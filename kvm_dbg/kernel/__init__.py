@@ -234,7 +234,7 @@ def open_kernel(
 
     Args:
         image: an opened image.
-        vmlinux: the kernel file; None to look in `search`, then in the usual places.
+        vmlinux: the kernel file, which may be compressed; None to look in `search`, then in the usual places.
         candidate: which of several kernels in the image, from 1.
         index_directory: where indexes are kept, None for no index.
         search: directories to look for a kernel file in.
@@ -248,6 +248,10 @@ def open_kernel(
         FileAccessError, UnknownFormatError, FormatError: the named kernel file cannot be used.
     """
     options = KernelOptions(candidate, index_directory, search, force, layout, progress)
+    if vmlinux is not None:
+        from kvm_dbg.kernel.packed import unpack_kernel_file
+
+        vmlinux = unpack_kernel_file(vmlinux, index_directory, progress)
     problem: KernelNotFoundError | UnsupportedError | None = None
     for system in _systems_for(image, vmlinux):
         try:

@@ -136,6 +136,7 @@ def facts_of(session: Session, debugger: DebuggerSession) -> dict[str, object]:
         "system": session.system.name,
         "release": getattr(kernel, "release", None),
         "arch": kernel.arch.name,
+        "byteorder": kernel.arch.byteorder,
         "triple": debugger.target.triple,
         "slide": hex(getattr(kernel, "slide", None) or 0),
         "vmlinux": str(vmlinux) if vmlinux is not None else None,

@@ -39,6 +39,7 @@ class DebuggerFiles:
         Raises:
             FileAccessError: it cannot be written.
         """
+        from kvm_dbg.kernel_file.chain_frame import make_chain_file
         from kvm_dbg.kernel_file.frame import make_frame_file
         from kvm_dbg.rsp.frame_table import read_covered
 
@@ -47,7 +48,9 @@ class DebuggerFiles:
         try:
             covered = read_covered(str(path)) if path is not None else []
             runs = [(start + slide, end + slide) for start, end in covered]
-            data = make_frame_file(session.system.for_each_unwind_gap(session.kernel, runs))
+            tables = session.system.for_each_unwind_gap(session.kernel, runs)
+            wide = session.kernel.arch.name == "x86_64"
+            data = make_frame_file(tables) if wide else make_chain_file(session.kernel.arch, tables)
         except KvmDbgError:  # no such tables, or not in the image: a backtrace guesses in entry code
             return None
         return None if data is None else self._write("entry-code", [data])

@@ -25,10 +25,10 @@ def read_covered(path: str) -> list[tuple[int, int]]:
     """
     with open_elf(path) as file:
         section = file.find_section(".debug_frame")
-        if section is None or file.header.word_bits != 64:
+        if section is None:
             return []
         data = file.section_data(section)
-        entry = Struct(file.header.order + "IIQQ")
+        entry = Struct(file.header.order + ("IIQQ" if file.header.word_bits == 64 else "4I"))
         found: list[tuple[int, int]] = []
         position = 0
         last = len(data) - entry.size

@@ -2,18 +2,22 @@
 
 Facts: docs/resources/lldbgdbremote of lldb. A region that covers all memory, or none that is free, makes lldb fail
 with "Couldn't malloc: address space is full", so user addresses up to 0x7f0000000000 are one region without
-permissions, then nothing up to the kernel's half, which is readable and executable.
+permissions, then nothing up to the kernel's half, which is readable and executable. An i386 has no such room: there
+is what may be a user's, and the kernel's.
 """
 
 from __future__ import annotations
 
 from binascii import hexlify
 
+from kvm_dbg.arch.base import Arch
+from kvm_dbg.arch.i386 import I386Arch
 from kvm_dbg.rsp.session import DebuggerSession, printable, thread_name
 
 USER_END = 0x7F00_0000_0000
 STACKS_END = 0x8000_0000_0000
 KERNEL_START = 0xFF00_0000_0000_0000
+KERNEL_STARTS = {"ppc64": 0xC000_0000_0000_0000}  # by processor, of those that differ
 ADDRESSES = 1 << 64
 
 
@@ -36,8 +40,8 @@ def reply_to_lldb(session: DebuggerSession, name: bytes, packet: bytes) -> bytes
     if name.startswith(b"qThreadStopInfo"):
         return session.stop_reply(session.thread_of(name[len(b"qThreadStopInfo") :]))
     if name == b"qMemoryRegionInfo":
-        frames = "linux" not in session.target.triple
-        return _region(int(packet.partition(b":")[2], 16), readable_stacks=frames)
+        frames = session.target.system.name != "Linux"
+        return _region(session.target.kernel.arch, int(packet.partition(b":")[2], 16), readable_stacks=frames)
     return b""
 
 
@@ -72,18 +76,23 @@ def stop_reply(session: DebuggerSession, tid: int, core: bytes, why: str = "") -
     return b"T%02xthread:%x;%b%bhexname:%b;%b" % (signal, tid, reason, core, name, expedited)
 
 
-def _region(address: int, *, readable_stacks: bool) -> bytes:
+def _region(arch: Arch, address: int, *, readable_stacks: bool) -> bytes:
     """Return the region of an address.
 
     readable_stacks: where lldb follows frame pointers, the last frame of a kernel's stack has the user's, and lldb
     shows no frame whose frame pointer leads to what cannot be read.
     """
-    if readable_stacks and USER_END <= address < STACKS_END:
-        start, end, permissions = USER_END, STACKS_END, b"permissions:r;"
-    elif address < USER_END:
-        start, end, permissions = 0, USER_END, b""
-    elif address < KERNEL_START:
-        start, end, permissions = USER_END, KERNEL_START, b""
+    if isinstance(arch, I386Arch):
+        edges = [(0, arch.user_end, b"permissions:r;" if readable_stacks else b"")]
+        edges.append((arch.user_end, 1 << 32, b"permissions:rx;"))
+        edges.append((1 << 32, ADDRESSES, b""))
     else:
-        start, end, permissions = KERNEL_START, ADDRESSES, b"permissions:rx;"
-    return b"start:%x;size:%x;%b" % (start, end - start, permissions)
+        first = KERNEL_STARTS.get(arch.name, KERNEL_START)
+        edges = [(0, USER_END, b"")]
+        edges.append((USER_END, STACKS_END, b"permissions:r;" if readable_stacks else b""))
+        edges.append((STACKS_END, first, b""))
+        edges.append((first, ADDRESSES, b"permissions:rx;"))
+    for start, end, permissions in edges:
+        if start <= address < end:
+            return b"start:%x;size:%x;%b" % (start, end - start, permissions)
+    return b""

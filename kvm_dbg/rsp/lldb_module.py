@@ -27,6 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kvm_dbg.arch.x86_64 import X86_64
 from kvm_dbg.elf import (
     PT_NOTE,
     SHT_NOTE,
@@ -38,6 +39,7 @@ from kvm_dbg.elf import (
 )
 from kvm_dbg.errors import CommandError, FormatError, ReadError
 from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel_file.chain_frame import make_chain_eh_frame
 from kvm_dbg.kernel_file.elf_writer import HEADER as ELF_HEADER
 from kvm_dbg.kernel_file.elf_writer import PROGRAM_HEADER, SECTION_HEADER
 from kvm_dbg.kernel_file.frame import by_function
@@ -49,7 +51,7 @@ from kvm_dbg.rsp.module_part import Parts
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
-LAYOUT = 4  # raise it when what is written changes
+LAYOUT = 5  # raise it when what is written changes
 TRAP_HANDLERS = ".kvm_dbg.trap_handlers"  # names of functions, each ended by a zero byte
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
 STT_NOTYPE, STT_FUNC = 0, 2
@@ -87,6 +89,9 @@ def make_lldb_module(session: Session, made: str | None = None) -> LldbModule:
     vmlinux = getattr(session.kernel, "vmlinux_path", None) or made
     if vmlinux is None or session.index_directory is None:
         raise CommandError("there is no vmlinux" if vmlinux is None else "there is no cache directory")
+    arch = session.kernel.arch
+    if arch.pointer_size != 8 or arch.byteorder != "little":
+        raise CommandError(f"lldb has none but its own rules for this {arch.name}, by frame pointers")
     path = str(vmlinux)
     with open_elf(path) as file:
         build_id = file.find_build_id()
@@ -202,8 +207,12 @@ def _make(session: Session, file: ElfFile, *, blind: bool) -> bytes:
         raise CommandError("the kernel has no unwind rules beyond its debug information")
     names = symbols.names_at({start for start, _ in switched})
     handlers = b"".join([name.encode() + b"\0" for name in names])
-    frames = make_eh_frame(entries, slide, blind=blind)
-    return _elf(file, Parts(session, file), symbols, ends, frames, handlers)
+    parts = Parts(session, file)
+    if kernel.arch.name == X86_64.name:
+        return _elf(file, parts, symbols, ends, make_eh_frame(entries, slide, blind=blind), handlers)
+    functions = [(entry.start, entry.end) for entry in entries]
+    frames = make_chain_eh_frame(kernel.arch, functions, entries[0].rows[0])
+    return _elf(file, parts, symbols, ends, frames, handlers)
 
 
 def _make_beside_made(session: Session, file: ElfFile) -> bytes:

@@ -73,9 +73,14 @@ class Target:
 
     @property
     def triple(self) -> str:
-        """Return what lldb calls the processor and the operating system."""
+        """Return what lldb calls the processor and the operating system.
+
+        Its FreeBSD has neither RISC-V nor little-endian Power (Platform/FreeBSD/PlatformFreeBSD.cpp); nothing that
+        matters here depends on the system.
+        """
         triple = self.description.triple
-        return triple.replace("linux-gnu", "freebsd") if self.system.name == "FreeBSD" else triple
+        named = self.system.name == "FreeBSD" and not triple.startswith(("riscv64", "powerpc64le"))
+        return triple.replace("linux-gnu", "freebsd") if named else triple
 
     @cached_property
     def threads(self) -> dict[int, Thread]:

@@ -4,7 +4,8 @@ Facts: gdb's features/i386/64bit-core.xml, 64bit-linux.xml, 64bit-segments.xml, 
 features/aarch64-core.xml, riscv/64bit-cpu.xml and rs6000/power64-core.xml for names, sizes and order ("Target
 Descriptions" in the gdb manual); lldb's additions (generic, dwarf_regnum, encoding) from lldb's
 docs/resources/lldbgdbremote, and the DWARF numbers from the System V ABI for x86-64, figure 3.36, and for i386, table
-2.14, "DWARF for the Arm 64-bit Architecture" (aadwarf64), the RISC-V ELF psABI and the 64-bit Power ELF ABI. gdb
+2.14, "DWARF for the Arm 64-bit Architecture" (aadwarf64) and the RISC-V ELF psABI; for 64-bit Power, lldb's numbers
+(source/Utility/PPC64_DWARF_Registers.h and PPC64LE_DWARF_Registers.h), which are those of the ABI's two versions. gdb
 ignores what it does not know, so one file serves both.
 """
 
@@ -27,7 +28,8 @@ def quoted(text: str) -> str:
 class TargetRegister(NamedTuple):
     """One register of a description.
 
-    name: as in `Thread.registers` and in gdb. type: gdb's. generic: lldb's role for it. dwarf: its DWARF number.
+    name: as in `Thread.registers` and in gdb. type: gdb's. generic: lldb's role for it. dwarf: its DWARF number. alias:
+    what lldb calls it elsewhere.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TargetRegister(NamedTuple):
     type: str
     generic: str = ""
     dwarf: int | None = None
+    alias: str = ""
 
 
 class Feature(NamedTuple):
@@ -85,6 +88,7 @@ class TargetDescription:
             lines.append(f"<feature name={quoted(feature.name)}>")
             for register in feature.registers:
                 extra = f' generic="{register.generic}"' if register.generic else ""
+                extra += f' altname="{register.alias}"' if register.alias else ""
                 if register.dwarf is not None:
                     extra += f' dwarf_regnum="{register.dwarf}" gcc_regnum="{register.dwarf}"'
                 lines.append(
@@ -199,7 +203,7 @@ def _registers(
     )
 
 
-_AARCH64_GENERIC = {"x29": "fp", "x30": "ra", **{f"x{number}": f"arg{number + 1}" for number in range(8)}}
+_AARCH64_GENERIC = {f"x{number}": f"arg{number + 1}" for number in range(8)}
 
 AARCH64 = TargetDescription(
     "aarch64",
@@ -210,7 +214,9 @@ AARCH64 = TargetDescription(
         Feature(
             "org.gnu.gdb.aarch64.core",
             (
-                *_registers(tuple(f"x{number}" for number in range(31)), 64, "int64", _AARCH64_GENERIC, 0),
+                *_registers(tuple(f"x{number}" for number in range(29)), 64, "int64", _AARCH64_GENERIC, 0),
+                TargetRegister("x29", 64, "int64", "fp", 29, "fp"),
+                TargetRegister("x30", 64, "int64", "ra", 30, "lr"),
                 TargetRegister("sp", 64, "data_ptr", "sp", 31),
                 TargetRegister("pc", 64, "code_ptr", "pc", 32),
                 TargetRegister("cpsr", 32, "uint32", "flags", 33),
@@ -247,14 +253,16 @@ _POWER_GENERIC = {"r1": "sp", "r31": "fp", **{f"r{number + 3}": f"arg{number + 1
 
 
 def _ppc64(byteorder: str, triple: str) -> TargetDescription:
+    """Return the description of one byte order; lldb's own numbers of registers differ between the two."""
+    cr, lr, ctr, xer = (64, 108, 109, 100) if byteorder == "big" else (68, 65, 66, 76)
     core = (
         *_registers(tuple(f"r{number}" for number in range(32)), 64, "uint64", _POWER_GENERIC, 0),
         TargetRegister("pc", 64, "code_ptr", "pc"),
         TargetRegister("msr", 64, "uint64"),
-        TargetRegister("cr", 32, "uint32", "flags"),
-        TargetRegister("lr", 64, "code_ptr", "ra", 65),
-        TargetRegister("ctr", 64, "uint64", "", 66),
-        TargetRegister("xer", 32, "uint32"),
+        TargetRegister("cr", 32, "uint32", "flags", cr),
+        TargetRegister("lr", 64, "code_ptr", "ra", lr),
+        TargetRegister("ctr", 64, "uint64", "", ctr),
+        TargetRegister("xer", 32, "uint32", "", xer),
     )
     return TargetDescription("ppc64", byteorder, "powerpc:common64", triple, (Feature("org.gnu.gdb.power.core", core),))
 

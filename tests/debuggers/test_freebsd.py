@@ -14,6 +14,7 @@ from tests.debuggers.plugin import CACHE
 from tests.shared import shared_data, unpack
 
 DUMPS = ("vmcore-amd64-full", "vmcore-amd64-minidump")
+HZ_ADDRESS = 0xFFFFFFFF81CD4C0C  # in the kernel file's symbol table
 Expected = dict[str, Any]
 
 
@@ -38,6 +39,7 @@ def asked(
         "open": kvm_open(kernel_file, dump),
         "threads": step("threads"),
         "stacks": step("stacks"),
+        "hz": step("read", HZ_ADDRESS, 4),
         "end": kvm("close"),
     }
     with Subject(debugger, directory, pytestconfig.stash[CACHE]) as subject:
@@ -61,3 +63,8 @@ def test_stacks_follow_the_frame_pointers_and_end(asked: tuple[Answers, Expected
     stacks = answers.stacks("stacks")
     for number, thread in expected["thread"].items():
         assert [f"{frame.pc:#x}" for frame in stacks[ids[int(number)]]] == thread["pc"]
+
+
+def test_variables_are_the_images(asked: tuple[Answers, Expected]) -> None:
+    answers, expected = asked
+    assert answers["hz"] == expected["hz"].to_bytes(4, "little").hex()

@@ -165,3 +165,25 @@ def test_page_size_that_is_not_known(tmp_path: Path) -> None:
     data[24 + 16 + 32 + 4] = 2  # flags: MINIDUMP_FLAG_PS_64K
     with pytest.raises(UnsupportedError, match="page size"):
         open_bytes(tmp_path, bytes(data))
+
+
+@pytest.mark.parametrize("areas", [[(0, 4000)], [(0, 700), (700, 1024), (1024, 4000)], [(3, 520), (700, 4000)]])
+def test_runs_that_are_longer_than_what_is_read_of_the_bitmap_at_once(
+    tmp_path: Path, areas: list[tuple[int, int]]
+) -> None:
+    chance = random.Random(7)
+    holes = {1536, *range(2049, 2060), 3583, 3584}
+    numbers = [pfn for start, end in areas for pfn in range(start, end) if pfn not in holes]
+    memory = Memory({pfn: chance.randbytes(8) + bytes(PAGE - 8) for pfn in numbers}, set())
+    listed = {pfn for start, end in areas for pfn in range(start, end)}
+    oracle = memory._replace(excluded=listed - memory.pages.keys()).image()
+    data = write_minidump("amd64", memory.pages, avail=[(start * PAGE, end * PAGE) for start, end in areas])
+    for order in (sorted(numbers), chance.sample(numbers, len(numbers)), sorted(numbers, reverse=True)):
+        with open_bytes(tmp_path, data) as image:
+            assert all(image.read(pfn * PAGE, PAGE) == memory.pages[pfn] for pfn in order)
+            check_same(image, oracle, reads=100)
+    with open_bytes(tmp_path, data[: len(data) - 700 * PAGE - 5]) as image:
+        assert (
+            b"".join(chunk for _, chunk in image.for_each_chunk())
+            == b"".join(memory.pages[pfn] for pfn in sorted(numbers)[:-700])[:-5]
+        )

@@ -35,7 +35,7 @@ def write(tmp_path: Path, data: bytes) -> Path:
 
 
 def test_formats_are_ordered_and_raw_is_last() -> None:
-    names = ["live", "elf", "kdump", "freebsd-minidump", "lime", "netbsd", "netbsd-dump", "raw"]
+    names = ["live", "elf", "kdump", "freebsd-minidump", "lime", "netbsd", "netbsd-dump", "freebsd-dump", "raw"]
     assert [entry.name for entry in FORMATS] == names
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import struct
 
+import pytest
+
+from kvm_dbg.arch import find_arch
 from kvm_dbg.kernel.base import UnwindRow
+from kvm_dbg.kernel_file.chain_frame import make_chain_eh_frame
 from kvm_dbg.rsp.eh_frame import Entry, make_eh_frame
 
 SLIDE = 0x1000
@@ -106,3 +110,38 @@ def test_without_code_a_frame_pointers_return_address_is_found_by_an_expression(
     assert code.index(bytes((0x04, 0x20, 0, 0, 0))) > code.index(expression)
     assert bytes((OFFSET, RIP, 1)) in code[code.index(expression) :]  # by rsp it is where it always is
     assert expression not in instructions(*rows)
+
+
+def test_a_frame_pointer_leads_to_the_callers_frame() -> None:
+    code = instructions(UnwindRow(at(0), at(0x40), "chain", "rbp", 16))
+    assert code.startswith(bytes((DEF_CFA, 6, 0x7E)))  # rbp + -2 * -8
+    assert bytes((OFFSET, 6, 2)) in code  # rbp is at the frame's address + 2 * -8, and rip where it was
+    assert bytes((UNDEFINED, RBX)) in code
+    assert bytes((UNDEFINED, RIP)) not in code
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "back", "frame", "saved"),
+    [
+        # DW_CFA_def_cfa
+        ("aarch64", UnwindRow(0, 0, "chain", "x29", 16), 30, (0x0C, 29, 16), {29: 2, 30: 1}),
+        ("riscv64", UnwindRow(0, 0, "chain", "fp", 0), 1, (0x0C, 8, 0), {8: 2, 1: 1}),
+        # DW_CFA_def_cfa_expression: DW_OP_breg1 0, DW_OP_deref
+        ("ppc64", UnwindRow(0, 0, "chain", "[r1]", 0), 65, (0x0F, 3, 0x71, 0, 0x06), {65: 0x7E}),
+    ],
+)
+def test_other_processors_have_one_rule_for_all_functions(
+    name: str, row: UnwindRow, back: int, frame: tuple[int, ...], saved: dict[int, int]
+) -> None:
+    functions = [(START, START + 0x40), (START + 0x40, START + 0x100)]
+    section = make_chain_eh_frame(find_arch(name, byteorder="little"), functions, row)
+    cie, *entries = records(section)
+    assert cie[4:11] == b"\1z\0\1\x78" + bytes((back, 0))  # the factor of data is -8
+    assert cie[11:].startswith(bytes(frame))
+    assert all(bytes((OFFSET, register, words)) in cie for register, words in saved.items())
+    assert [struct.unpack_from("<QQ", entry, 4) for entry in entries] == [
+        (start, end - start) for start, end in functions
+    ]
+    for entry in entries:
+        assert section.index(entry) == struct.unpack_from("<I", entry)[0]  # the way back to the CIE, which is first
+        assert not entry[20:].strip(b"\0")

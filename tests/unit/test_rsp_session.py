@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from kvm_dbg.arch import find_arch
+from kvm_dbg.arch.base import Arch
+from kvm_dbg.arch.i386 import I386
 from kvm_dbg.errors import CommandError
 from kvm_dbg.rsp.packet import PACKET_SIZE, escape, unescape
 from kvm_dbg.rsp.session import DebuggerSession
@@ -385,6 +388,32 @@ def test_lldb_finds_room_between_the_regions() -> None:
     stub = make(LLDB_14)
     assert stub.ask(b"qMemoryRegionInfo:1000") == b"start:0;size:7f0000000000;"
     assert b"permissions:rx;" in stub.ask(b"qMemoryRegionInfo:%x" % TEXT)
+
+
+@pytest.mark.parametrize(
+    ("arch", "first", "end"),
+    [
+        (find_arch("ppc64"), 0xC000000000000000, 1 << 64),
+        (find_arch("riscv64"), 0xFF00000000000000, 1 << 64),
+        (find_arch("i386"), 0xC0000000, 1 << 32),
+        (I386.split_at(0x800000), 0x800000, 1 << 32),
+    ],
+)
+def test_lldb_may_look_at_the_kernels_half_of_every_processor(arch: Arch, first: int, end: int) -> None:
+    stub = make(LLDB_14)
+    stub.target.kernel.arch = arch
+    for address in (first, (first + end) // 2, end - 1):
+        reply = stub.ask(b"qMemoryRegionInfo:%x" % address)
+        assert reply == b"start:%x;size:%x;permissions:rx;" % (first, end - first)
+    place, seen = 0, 0
+    while place < first:  # no address is in two regions, or in none
+        fields = dict(pair.split(b":") for pair in stub.ask(b"qMemoryRegionInfo:%x" % place).strip(b";").split(b";"))
+        assert int(fields[b"start"], 16) == place
+        assert b"x" not in fields.get(b"permissions", b"")
+        place += int(fields[b"size"], 16)
+        seen += 1
+    assert place == first
+    assert seen >= 1
 
 
 def test_lldb_learns_each_threads_name_and_only_the_first_ones_reason() -> None:

@@ -48,11 +48,13 @@ def write_kernel_file(
     bits: int = 64,
     order: str = "<",
     kind: int = 2,
+    machine: int | None = None,
     share_tails: bool = False,
     far_sections: bool = False,
 ) -> bytes:
     """Return an ELF file with these sections, and a symbol table if there are symbols.
 
+    machine: e_machine, None for x86-64 or i386.
     share_tails: names that end another name start inside it, as ld writes them. far_sections: all section numbers of
     symbols are in SHT_SYMTAB_SHNDX, as in files with more than 65,279 sections.
     """
@@ -101,9 +103,10 @@ def write_kernel_file(
         )  # fmt: skip
         table += struct.pack(order + ("IIQQQQIIQQ" if wide else "10I"), *row)
         body += part.data + bytes(-len(part.data) % 8)
+    number = machine or (62 if wide else 3)
     header = b"\x7fELF" + bytes([2 if wide else 1, 1 if order == "<" else 2, 1]) + bytes(9)
     header += struct.pack(
         order + ("HHIQQQIHHHHHH" if wide else "HHIIIIIHHHHHH"),
-        kind, 62 if wide else 3, 1, 0, 0, ehsize + len(body), 0, ehsize, 0, 0, shsize, len(every), len(every) - 1,
+        kind, number, 1, 0, 0, ehsize + len(body), 0, ehsize, 0, 0, shsize, len(every), len(every) - 1,
     )  # fmt: skip
     return header + body + table

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from kvm_dbg.arch import ARCHES
 from kvm_dbg.arch.base import Arch, Paging
+from kvm_dbg.arch.i386 import I386Arch
 from kvm_dbg.arch.x86_64_register import parse_qemu_cpu_state
 from kvm_dbg.errors import CorruptError, ReadError
 from kvm_dbg.image.base import MemoryImage, Presence
@@ -23,6 +24,7 @@ from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.elf import ElfSymbolTable
 
 CR3_ADDRESS = 0x000F_FFFF_FFFF_F000
+I386_OWN_SPACE = 0x80_0000  # KERNBASE and KERNLOAD of i386 since 12
 MAX_PLACES = 1 << 22  # tries; with 2 MiB between them that is 8 TiB of memory
 
 
@@ -36,13 +38,14 @@ class Boot(NamedTuple):
 def find_boot(image: MemoryImage, arch: Arch, machine: Machine, symbols: ElfSymbolTable) -> Boot | None:
     """Return the kernel's address space, None if no page tables prove to be this kernel's."""
     if image.page_map is not None:
-        return Boot(MinidumpSpace(arch, image, Paging(0, len(arch.levels)), image.page_map))
+        return Boot(MinidumpSpace(_split(arch, symbols), image, Paging(0, len(arch.levels)), image.page_map))
     for root in machine.roots:
         symbol = symbols.find(root.symbol)
         if symbol is None:
             continue
         usual = _usual_place(symbols, symbol.address)
-        for variant in _variants(arch):
+        for paging in _variants(arch):
+            variant = _split(paging, symbols)
             if root.levels > len(variant.levels):
                 continue
             for place in _places(image, variant, root, symbol.address, usual, machine.alignment):
@@ -62,10 +65,25 @@ def _variants(arch: Arch) -> Iterator[Arch]:
     )
 
 
-def _usual_place(symbols: ElfSymbolTable, vaddr: int) -> int | None:
-    """Return where `vaddr` is in physical memory if the kernel was loaded where it was linked, None if unknown."""
+def _split(arch: Arch, symbols: ElfSymbolTable) -> Arch:
+    """Return the processor as the kernel divides its addresses.
+
+    i386 alone has kernels of two kinds: since 12 (commit d86c1f0dc1b1) the kernel has an address space of its own, from
+    8 MiB on, before that it had the uppermost GiB. KERNBASE tells (sys/i386/include/vmparam.h).
+    """
     base = symbols.find("kernbase")
-    return vaddr - base.address if base is not None and base.address <= vaddr else None
+    return arch.split_at(base.address) if isinstance(arch, I386Arch) and base is not None else arch
+
+
+def _usual_place(symbols: ElfSymbolTable, vaddr: int) -> int | None:
+    """Return where `vaddr` is in physical memory if the kernel was loaded where it was linked, None if unknown.
+
+    i386's kernels with a space of their own are at the same address in both.
+    """
+    base = symbols.find("kernbase")
+    if base is None or base.address > vaddr:
+        return None
+    return vaddr if base.address == I386_OWN_SPACE else vaddr - base.address
 
 
 def _places(image: MemoryImage, arch: Arch, root: Root, vaddr: int, usual: int | None, alignment: int) -> Iterator[int]:

@@ -23,6 +23,7 @@ from kvm_dbg.kernel.freebsd.boot import Boot, find_boot
 from kvm_dbg.kernel.freebsd.machine import Machine, find_machine
 from kvm_dbg.kernel.freebsd.offset import OffsetTypes, check_offsets
 from kvm_dbg.kernel.freebsd.space import find_minidump
+from kvm_dbg.kernel.packed import SUFFIXES, unpack_kernel_file
 from kvm_dbg.symbols.elf import ElfSymbolTable
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ PLACES = ("/usr/lib/debug/boot/kernel", "/boot/kernel")  # kernel.debug is in th
 BESIDE = ("", "kernel", "boot/kernel", "usr/lib/debug/boot/kernel")  # below a directory that the user names
 RELEASE = re.compile(r"FreeBSD (\d+\.\d+-\S+)")
 BANNER = re.compile(rb"FreeBSD (\d+\.\d+-[^\s\0]+)[^\n\0]{0,200}")  # sys/conf/newvers.sh, in the log of the boot
-PPC64_LINKED = 0x100000  # where powerpc64's kernels are linked, lib/libkvm/kvm_powerpc64.h
+PPC64_LINKED = ("begin", "kernbase")  # where powerpc64's kernels are linked: sys/conf/ldscript.powerpc64
+PPC64_LINKED_AT = 0x100100  # the same of a file without those names: PPC64_KERNBASE, lib/libkvm/kvm_powerpc64.h
 
 
 class FreeBSDKernel(BsdKernel):
@@ -109,21 +111,27 @@ def open_freebsd(image: MemoryImage, path: str | None, options: KernelOptions) -
         if not Path(place).is_file():
             continue
         try:
-            return _attach(image, place, options, force=False)
+            file = unpack_kernel_file(place, options.index_directory)
+        except KvmDbgError:
+            continue  # it cannot be decompressed, or nowhere
+        try:
+            return _attach(image, file, options, force=False)
         except (FileAccessError, UnknownFormatError, FormatError, KernelMismatchError):
             continue  # of another kernel, or of none
     raise KernelNotFoundError(
         "no FreeBSD kernel file was found that fits; name it: its symbols are nowhere else (kernel, or better"
-        " kernel.debug or kernel.full). Looked at:" + "".join(f"\n  {place}" for place in places)
+        " kernel.debug or kernel.full). Looked at, and for the same with .gz, .xz and .zst:"
+        + "".join(f"\n  {place}" for place in places if not place.endswith(SUFFIXES[1:]))
     )
 
 
 def for_each_place(image: MemoryImage, search: tuple[str, ...]) -> Iterator[str]:
     """Yield the paths where the kernel file may be: the user's directories, beside the image, the system's own."""
+    names = tuple(name + suffix for suffix in SUFFIXES for name in NAMES)
     for directory in search:
-        yield from (str(Path(directory) / below / name) for below in BESIDE for name in NAMES)
+        yield from (str(Path(directory) / below / name) for below in BESIDE for name in names)
     for path in image.paths[:1]:
-        yield from (str(Path(path).parent / name) for name in NAMES)
+        yield from (str(Path(path).parent / name) for name in names)
     yield from (str(Path(directory) / name) for directory in PLACES for name in NAMES)
 
 
@@ -137,7 +145,7 @@ def _attach(image: MemoryImage, path: str, options: KernelOptions, *, force: boo
         if image.info.machine not in (None, name):
             raise KernelMismatchError(path, "the architecture", str(image.info.machine), name)
         machine = find_machine(name)
-        symbols = linked.slid(_slide(image, name))
+        symbols = linked.slid(_slide(image, name, linked))
         boot = find_boot(image, _find_arch(image, name, linked.elf.header.byteorder), machine, symbols)
         if boot is None:
             roots = " or ".join(root.symbol for root in machine.roots) or "hashed page tables"
@@ -170,12 +178,18 @@ def check_kernel(boot: Boot, symbols: ElfSymbolTable) -> None:
         check_offsets(boot.space, symbols)
 
 
-def _slide(image: MemoryImage, machine: str) -> int:
-    """Return how far the kernel was moved from its link addresses, in bytes; only powerpc64's is."""
+def _slide(image: MemoryImage, machine: str, linked: ElfSymbolTable) -> int:
+    """Return how far the kernel was moved from its link addresses, in bytes; only powerpc64's is.
+
+    It relocates itself into the direct map, and the dump has the address of its first byte there: the variable
+    __startkernel, which is `begin` relocated (sys/powerpc/aim/locore64.S).
+    """
     minidump = find_minidump(image)
     if machine != "ppc64" or minidump is None:
         return 0
-    return minidump.header.fields["startkernel"] - PPC64_LINKED
+    found = (linked.find(name) for name in PPC64_LINKED)
+    first = next((symbol.address for symbol in found if symbol is not None), PPC64_LINKED_AT)
+    return minidump.header.fields["startkernel"] - first
 
 
 def _find_arch(image: MemoryImage, name: str, byteorder: str) -> Arch:

@@ -3,16 +3,20 @@
 Facts, all from FreeBSD's sys/ unless said otherwise:
 - `struct pcb`, where a thread that does not run has its registers: amd64, arm64, i386, riscv, powerpc
   (include/pcb.h; "used by kernel debuggers, their ABI should be preserved"). The program counter there is the return
-  address of cpu_switch() or savectx(). arm64's holds x19 to x30 since __FreeBSD_version 1400084, before that x0 to x30
-  and a word between x30 and the stack pointer.
-- `struct trapframe`, what interrupted code had in its registers: include/frame.h of the same.
+  address of cpu_switch() or savectx(). arm64's holds x19 to x30 since __FreeBSD_version 1400084 (commit 1c1f31a5e517),
+  before that x0 to x30 and a word between x30 and the stack pointer. powerpc's cpu_switch() does not save r13, whose
+  place in it is then of another time (powerpc/powerpc/swtch64.S).
+- `struct trapframe`, what interrupted code had in its registers: include/frame.h of the same. arm64's has spsr and esr
+  of 64 bits, and far, since 1400084; before that spsr and esr shared a word.
 - Which functions have a trapframe at their stack pointer: amd64/amd64/exception.S, arm64/arm64/exception.S,
   riscv/riscv/exception.S, i386/i386/exception.S; those that end a system call or a trap have fixed names, and the
-  handlers of interrupts begin with X and no underscore (IDTVEC).
+  handlers of interrupts begin with X and no underscore (IDTVEC). arm64's have it right below their frame pointer, which
+  is all that is known there: a function's frame pointer does not tell how large its frame is. i386's run from a copy
+  since 12, where `setidt_disp` says (i386/i386/machdep.c).
 - Frames by the ABIs of the processors: the System V ABI for x86-64 and i386, AAPCS64, the RISC-V ELF psABI (the frame
   pointer is the end of the frame, its saved value two words below), the Power ELF ABI (the back chain).
-- Page tables: amd64/amd64/pmap.c (KPML4phys), i386/i386/pmap_{nopae,pae}.c (IdlePTD, IdlePDPT), arm64/arm64/locore.S
-  (pagetable_l0_ttbr1), riscv/riscv/locore.S (pagetable_l1), lib/libkvm.
+- Page tables: amd64/amd64/pmap.c (KPML4phys), i386/i386/pmap_{nopae,pae}.c (IdlePTD, IdlePTD_nopae, IdlePDPT),
+  arm64/arm64/locore.S (pagetable_l0_ttbr1), riscv/riscv/locore.S (pagetable_l1), lib/libkvm.
 """
 
 from __future__ import annotations
@@ -49,14 +53,30 @@ class Root(NamedTuple):
     holds: bool = True
 
 
+class Copied(NamedTuple):
+    """Code that runs from a copy: symbols of its start and end, and the variable that has the distance of the copy."""
+
+    start: str
+    end: str
+    distance: str
+
+
+class Saved(NamedTuple):
+    """Where registers are: register -> offset in bytes in struct pcb and in struct trapframe."""
+
+    pcb: Mapping[str, int]
+    trapframe: Mapping[str, int]
+
+
 class Machine(NamedTuple):
     """One processor.
 
-    pcb: register -> offset in struct pcb, in bytes. old_pcb: the same of kernels before `new_pcb` (an osreldate).
-    pc, sp: the names of those registers. trapframe: register -> offset in struct trapframe. trap_handlers: functions
-    that have one at their stack pointer, plus `trap_above` bytes; interrupt_prefix: how others of the kind begin.
-    roots: see `Root`, the likeliest first. pt_alignment: of the kernel in physical memory, bytes. trap_user: (register,
-    mask, value) that tell user code in a trapframe.
+    pcb: register -> offset in struct pcb, in bytes. pc, sp: the names of those registers. trapframe: register -> offset
+    in struct trapframe. old: the two of kernels before `changed` (an osreldate), None if they never changed.
+    trap_handlers: functions that have one at their stack pointer, plus `trap_above` bytes, or if `trap_below_frame`
+    right below their frame pointer; interrupt_prefix: how others of the kind begin. copied: where code runs that was
+    linked elsewhere. trap_user: (register, mask, value) that tell user code in a trapframe. roots: see `Root`, the
+    likeliest first. alignment: of the kernel in physical memory, bytes.
     """
 
     name: str
@@ -68,11 +88,13 @@ class Machine(NamedTuple):
     trap_handlers: frozenset[str]
     interrupt_prefix: str = ""
     trap_above: int = 0
+    trap_below_frame: bool = False
+    copied: Copied | None = None
     trap_user: tuple[str, int, int] | None = None
     roots: tuple[Root, ...] = ()
     alignment: int = 1 << 21
-    old_pcb: Mapping[str, int] | None = None
-    new_pcb: int = 0
+    old: Saved | None = None
+    changed: int = 0
 
 
 def _words(names: str, size: int = 8, start: int = 0) -> dict[str, int]:
@@ -106,9 +128,10 @@ I386 = Machine(
     trapframe=_words("fs es ds edi esi ebp - ebx edx ecx eax - - eip cs eflags", 4),
     trap_handlers=frozenset(("calltrap", "fork_trampoline")),
     interrupt_prefix="X",
+    copied=Copied("start_exceptions", "end_exceptions", "setidt_disp"),
     trap_above=4,  # the trap frame is passed by reference: a pointer to it lies below
     trap_user=("cs", 3, 3),
-    roots=(Root("IdlePDPT", 3), Root("IdlePTD", 2)),
+    roots=(Root("IdlePDPT", 3), Root("IdlePTD_nopae", 2), Root("IdlePTD", 2)),
     alignment=1 << 20,
 )
 
@@ -120,12 +143,20 @@ ARM64 = Machine(
     chain=Chain("x29", 0, 8, 16),
     trapframe=_words(f"sp x30 pc cpsr - - {_numbered('x', 0, 29)}"),
     trap_handlers=frozenset(
-        ("handle_el1h_sync", "handle_el1h_irq", "handle_el0_sync", "handle_el0_irq", "handle_el0_error")
+        (
+            "handle_el1h_sync",
+            "handle_el1h_irq",
+            "handle_el0_sync",
+            "handle_el0_irq",
+            "handle_el0_error",
+            "fork_trampoline",
+        )
     ),
+    trap_below_frame=True,
     trap_user=("cpsr", 0xF, 0),
     roots=(Root("pagetable_l0_ttbr1", 4, holds=False), Root("pagetable_l0", 4, holds=False)),
-    old_pcb=_words(f"{_numbered('x', 0, 29)} pc - sp"),
-    new_pcb=1400084,
+    old=Saved(_words(f"{_numbered('x', 0, 29)} pc - sp"), _words(f"sp x30 pc cpsr {_numbered('x', 0, 29)}")),
+    changed=1400084,
 )
 
 RISCV = Machine(
@@ -144,7 +175,7 @@ RISCV = Machine(
 
 POWERPC64 = Machine(
     "ppc64",
-    pcb=_words(f"{_numbered('r', 12, 31)} cr r1 r2 pc"),
+    pcb=_words(f"r12 - {_numbered('r', 14, 31)} cr r1 r2 pc"),
     pc="pc",
     sp="r1",
     chain=Chain("r1", 0, 16, 0, back_in_caller=True),

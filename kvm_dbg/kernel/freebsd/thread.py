@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, cast
 from kvm_dbg.errors import CorruptError, KvmDbgError, ReadError
 from kvm_dbg.kernel.base import Thread
 from kvm_dbg.kernel.freebsd.proc import MISSING, for_each_proc, for_each_thread_of, oncpu_of
-from kvm_dbg.kernel.layout import Record, read_number, read_pointer
+from kvm_dbg.kernel.freebsd.saved import decode_registers, read_variable, saved_layout
+from kvm_dbg.kernel.layout import Record, read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
@@ -66,36 +67,14 @@ class ThreadReader:
 
     def __init__(self, kernel: FreeBSDKernel) -> None:
         self._kernel = kernel
-        self.crashed = self._number("dumptid")
-        self._machine = kernel.machine
-        self._pcb = self._registers_of_pcb()
+        self.crashed = read_variable(kernel, "dumptid") or None
+        self._pcb = saved_layout(kernel).pcb
         self._pcb_size = self._find_pcb_size()
-
-    def _number(self, name: str) -> int | None:
-        """Return the value of an int, None if there is none or it is not in the image."""
-        symbol = self._kernel.symbols.find(name)
-        if symbol is None:
-            return None
-        try:
-            return read_number(self._kernel, symbol.address, 4, signed=True) or None
-        except ReadError:
-            data = self._kernel.read_file(symbol.address, 4)
-            order = "little" if self._kernel.arch.byteorder == "little" else "big"
-            return int.from_bytes(data, "little" if order == "little" else "big") or None if data else None
-
-    def _registers_of_pcb(self) -> dict[str, int]:
-        """Return register -> offset in struct pcb, of the layout that this kernel has."""
-        machine = self._machine
-        if machine.old_pcb is not None:
-            release = self._number("osreldate")
-            if release is not None and release < machine.new_pcb:
-                return dict(machine.old_pcb)
-        return dict(machine.pcb)
 
     def _find_pcb_size(self) -> int | None:
         """Return sizeof(struct pcb), None if nothing tells it, or what tells it cannot be right."""
-        size = self._number("pcb_size")
-        if size is None:
+        size = read_variable(self._kernel, "pcb_size")
+        if not size:
             try:
                 size = self._kernel.types.size_of("struct pcb")
             except KvmDbgError:
@@ -153,11 +132,7 @@ class ThreadReader:
             data = kernel.read(place, max(self._pcb.values()) + size)
         except MISSING as error:
             return {}, f"its registers ({why}) cannot be read: {error}"
-        order = "little" if kernel.arch.byteorder == "little" else "big"
-        registers = {
-            name: int.from_bytes(data[at : at + size], "little" if order == "little" else "big")
-            for name, at in self._pcb.items()
-        }
+        registers = decode_registers(kernel, self._pcb, data)
         if not any(registers.values()):
             return {}, f"its registers ({why}) were never saved: all are 0"
         return registers, why

@@ -15,17 +15,20 @@ from kvm_dbg.errors import ReadError
 from kvm_dbg.kernel.base import Frame
 from kvm_dbg.kernel.bsd.symbolize import find_symbol
 from kvm_dbg.kernel.freebsd.proc import MISSING, thread_layout
+from kvm_dbg.kernel.freebsd.saved import decode_registers, read_variable, saved_layout
 from kvm_dbg.kernel.layout import read_pointer
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel, Thread
     from kvm_dbg.kernel.freebsd.kernel import FreeBSDKernel
+    from kvm_dbg.symbols.base import Symbol
 
 FRAME_LIMIT = 1024
 STACK_LIMIT = 1 << 20  # bytes; a kernel stack has 16 KiB
 REGISTERS, FRAME_POINTER, EXCEPTION = "registers", "frame-pointer", "exception"
 USER, TASK, UNKNOWN = "USER", "TASK", "?"
 FIRST = "fork_trampoline"
+FRAME_ALIGNMENT = 16  # bytes, of arm64's struct trapframe
 
 
 class State(NamedTuple):
@@ -61,6 +64,28 @@ class Unwinder:
         self._kernel = kernel
         self.machine = kernel.machine
         self._stack = self._find_stack(thread)
+        self._trapframe = saved_layout(kernel).trapframe
+        self._copy = self._find_copy()
+
+    def _find_copy(self) -> tuple[int, int, int]:
+        """Return [start, end) of code that runs from a copy, and how far that is from the original; empty for none."""
+        copied = self.machine.copied
+        found = self._kernel.symbols.find_many(copied) if copied is not None else {}
+        if copied is None or len(found) < len(copied):
+            return 0, 0, 0
+        distance = read_variable(self._kernel, copied.distance)
+        if not distance:
+            return 0, 0, 0
+        mask = (1 << 8 * self._kernel.arch.pointer_size) - 1
+        start = found[copied.start].address + distance & mask
+        return start, start + found[copied.end].address - found[copied.start].address, distance
+
+    def _symbol_of(self, state: State) -> Symbol | None:
+        """Return the function that a frame is in, None if no symbol is near."""
+        pc = state.pc if state.exact else state.pc - 1
+        start, end, distance = self._copy
+        mask = (1 << 8 * self._kernel.arch.pointer_size) - 1
+        return find_symbol(self._kernel, pc - distance & mask if start <= pc < end else pc)
 
     def _find_stack(self, thread: int) -> tuple[int, int]:
         """Return [start, end) of the thread's own kernel stack; empty if that is not known."""
@@ -92,10 +117,13 @@ class Unwinder:
 
     def _frame(self, state: State, why: str) -> Frame:
         low, high = self._stack
-        symbol = find_symbol(self._kernel, state.pc if state.exact else state.pc - 1)
+        symbol = self._symbol_of(state)
         name, offset, module = None, 0, None
         if symbol is not None and symbol.kind in "tTwWiI?":
-            name, offset, module = symbol.name, state.pc - symbol.address, symbol.module
+            start, end, distance = self._copy
+            offset = state.pc - symbol.address - (distance if start <= state.pc - 1 < end else 0)
+            offset &= (1 << 8 * self._kernel.arch.pointer_size) - 1
+            name, module = symbol.name, symbol.module
         stack = TASK if low <= state.sp < high else UNKNOWN
         return Frame(state.pc, state.sp, stack, state.how, name, offset, module, state.exact, state.registers, why)
 
@@ -106,6 +134,8 @@ class Unwinder:
             ReadError: the frame is not in the image.
         """
         kernel, chain = self._kernel, self.machine.chain
+        if kernel.arch.is_user(state.pc):
+            return None, f"{state.pc:#x} is no address of the kernel"
         name = self._name_of(state)
         if self._is_trap_handler(name):
             return self._interrupted(state, name)
@@ -118,15 +148,15 @@ class Unwinder:
         if not link:
             return None, ""
         back = read_pointer(kernel, (link if chain.back_in_caller else state.fp) + chain.back & mask)
-        if kernel.arch.is_user(back):
-            return None, f"the return address {back:#x} is none of the kernel"
+        if not back:
+            return None, "the return address is 0"
         if link == state.fp:
             return None, f"the frame at {link:#x} is its own caller's"
         sp = link if chain.back_in_caller else state.fp + chain.above & mask
         return State(back, sp, link, False, FRAME_POINTER), ""
 
     def _name_of(self, state: State) -> str:
-        symbol = find_symbol(self._kernel, state.pc if state.exact else state.pc - 1)
+        symbol = self._symbol_of(state)
         return "" if symbol is None else symbol.name
 
     def _is_trap_handler(self, name: str) -> bool:
@@ -136,14 +166,12 @@ class Unwinder:
     def _interrupted(self, state: State, name: str) -> tuple[State | None, str]:
         """Return what the trap handler `name` interrupted. Raises ReadError."""
         kernel, machine = self._kernel, self.machine
-        size = kernel.arch.pointer_size
+        size = max(self._trapframe.values()) + kernel.arch.pointer_size
         place = state.sp + machine.trap_above
-        data = kernel.read(place, max(machine.trapframe.values()) + size)
-        order = "little" if kernel.arch.byteorder == "little" else "big"
-        saved = {
-            register: int.from_bytes(data[at : at + size], "little" if order == "little" else "big")
-            for register, at in machine.trapframe.items()
-        }
+        if machine.trap_below_frame and state.fp:
+            place = state.fp + -size // FRAME_ALIGNMENT * FRAME_ALIGNMENT
+        data = kernel.read(place, size)
+        saved = decode_registers(kernel, self._trapframe, data)
         pc = saved[machine.pc]
         if name == FIRST and not pc:
             return None, ""
