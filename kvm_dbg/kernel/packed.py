@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvm_dbg.errors import UnknownFormatError, UnsupportedError
+from kvm_dbg.errors import FileAccessError, UnknownFormatError, UnsupportedError
 from kvm_dbg.image.compressed import CompressedSource, find_compression
 from kvm_dbg.image.source import FileSource, Source
 
@@ -21,12 +21,15 @@ def unpack_kernel_file(path: str, directory: str | None, progress: Callable[[str
         progress: called with a line of text now and then.
 
     Raises:
-        FileAccessError: the file cannot be read, or there is no room for what is inside.
+        FileAccessError: it cannot be read to its end, or there is no room for what is inside.
         UnknownFormatError: what is inside is no ELF file.
         FormatError: it is damaged, or cut off.
         UnsupportedError: it is compressed, and there is no cache.
     """
-    source = FileSource(path)
+    try:
+        source = FileSource(path)
+    except (FileAccessError, UnknownFormatError):
+        return path  # whoever opens it as a kernel file says what is wrong with it
     compression = find_compression(source)
     if compression is None:
         source.close()

@@ -157,11 +157,11 @@ def build(kind: str = "amd64") -> Machine:
 
 
 @contextmanager
-def opened(machine: Machine, tmp_path: Path, **options: object) -> Iterator[Kernel]:
-    """Open a kernel's dump with its own symbols and its layout file."""
+def opened(machine: Machine, tmp_path: Path, *, with_layout: bool = True, **options: object) -> Iterator[Kernel]:
+    """Open a kernel's dump with its own symbols and its layout file, or without that."""
     if "kernel_symtab" not in machine.kernel.symbols:
         machine.kernel.add_ksyms()
-    layout = machine.kernel.write_layout(tmp_path / "layout.json")
+    layout = machine.kernel.write_layout(tmp_path / "layout.json") if with_layout else None
     with open_image(machine.kernel.write_core(tmp_path / "netbsd.3.core")) as image:
         yield open_kernel(image, layout=layout, **options)  # type: ignore[arg-type]
 
@@ -285,7 +285,7 @@ def test_a_relocatable_kernel_file_has_types_only(tmp_path: Path) -> None:
             with pytest.raises(KernelMismatchError, match="version"), opened(machine, tmp_path, vmlinux=str(path)):
                 pass
             continue
-        with opened(machine, tmp_path, vmlinux=str(path)) as kernel:
+        with opened(machine, tmp_path, with_layout=False, vmlinux=str(path)) as kernel:
             assert kernel.types.offset_of("struct proc", "p_pid") == 12
             assert kernel.symbols.address("allproc") == machine.kernel.symbols["allproc"][0]
             assert getattr(kernel, "vmlinux_path", "") is None
