@@ -14,7 +14,8 @@ from kvm_dbg.kernel.resource import OpenFile
 
 COLUMNS = (
     Column("PID", "number"),
-    Column("FD", "number", "the descriptor; `wd`: the working directory, `root`: the root directory"),
+    Column("FD", "number", "the descriptor"),
+    Column("ROLE", "text", "what else it is: `wd`, the working directory, or `root`, the root directory"),
     Column("KIND", "text", "reg, dir, chr, blk, fifo, sock or anon"),
     Column("MODE", "text", "type and permissions, as ls -l shows them"),
     Column("RW", "text", "r, w or rw: opened for reading, writing"),
@@ -52,7 +53,8 @@ class Files(Command):
         for file in files:
             yield [
                 file.pid,
-                file.role or file.fd,
+                file.fd,
+                file.role or None,
                 file.kind,
                 None if file.mode is None else filemode(file.mode),
                 file.access,

@@ -21,10 +21,10 @@ STRUCTS = (  # what the BSD kernels' rooms read; those that a kernel does not ha
     *("bintime", "cdev", "cdev_priv", "enum cpu_count", "cpu_info", "cwdinfo", "devfs_dirent", "elf_file"),
     *("fdescenttbl", "fdfile", "fdtab", "file", "filedesc", "filedescent", "inode", "kauth_cred", "kern_msgbuf"),
     *("linker_file", "loadavg", "lwp", "module", "mount", "msgbuf", "namecache", "namecache_ts", "pargs", "pcb"),
-    *("pgrp", "pipe", "plimit", "pmap", "prison", "proc", "ps_strings", "pstats", "rusage", "session", "sigctx"),
-    *("sigpend", "socket", "specnode", "switchframe", "sysentvec", "thread", "timecounter", "timehands", "timespec"),
-    *("timeval", "tmpfs_node", "trapframe", "tty", "ucred", "uvmexp", "vm_amap", "vm_anon", "vm_map", "vm_map_entry"),
-    *("vm_object", "vm_page", "vmspace", "vnode", "znode"),
+    *("pgrp", "pipe", "plimit", "pmap", "prison", "proc", "ps_strings", "pstats", "pwd", "pwddesc", "rusage"),
+    *("session", "sigctx", "sigpend", "socket", "specnode", "switchframe", "sysentvec", "thread"),
+    *("timecounter", "timehands", "timespec", "timeval", "tmpfs_node", "trapframe", "tty", "ucred", "uvmexp"),
+    *("vm_amap", "vm_anon", "vm_map", "vm_map_entry", "vm_object", "vm_page", "vmspace", "vnode", "znode"),
 )
 
 

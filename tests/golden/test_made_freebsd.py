@@ -177,7 +177,14 @@ def test_memory_of_processes_is_read(made: Made) -> None:
 
 def test_open_files(made: Made) -> None:
     answer = made.run("files", "700")
-    rows = {row["fd"]: row for row in answer.rows}
+    root, directory, *files = answer.rows
+    assert [(row["fd"], row["role"], row["path"]) for row in (root, directory)] == [
+        (None, "root", "/"),
+        (None, "wd", "/usr/home"),
+    ]
+    assert (directory["mode"], directory["inode"]) == ("drwxr-xr-x", 3)
+    assert (directory["mount"], directory["rw"]) == ("/usr", "r")
+    rows = {row["fd"]: row for row in files}
     shown = {fd: (row["kind"], row["path"], row["flags"], row["offset"], row["inode"]) for fd, row in rows.items()}
     data = {name: hex(made.system.address(name)) for name in ("a_socket", "a_pipe")}
     pts = ("chr", "/dev/pts/0", "0x2", 5, DEVICE)
@@ -194,7 +201,10 @@ def test_open_files(made: Made) -> None:
         10: ("?", None, "0x2", None, None),  # of a type that does not exist
         11: ("dir", "/usr/home", "0x0", 1, 3),
     }
-    assert [row["unread"] for row in answer.rows] == [[]] * len(rows)
+    assert [row["unread"] for row in answer.rows] == [[]] * len(answer.rows)
+    assert [rows[fd]["rw"] for fd in (0, 3, 4, 5, 6)] == ["rw", "rw", "r", "rw", "r"]
+    assert [rows[fd]["mount"] for fd in (0, 3, 5)] == ["/dev", "/usr", None]
+    assert [rows[fd]["device"] for fd in (0, 3, 5)] == [f"{DEVICE >> 8 & 0xFF},{DEVICE & 0xFFFF00FF}", None, None]
     assert {row["pid"] for row in made.run("files").rows} == {700, 701}
     with opened(made) as kernel:
         files = {file.fd: file for file in system_of(kernel).for_each_file(kernel, 700)}

@@ -27,7 +27,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 NEVER_EMPTY = {
     "procs": ("pid", "stat", "command", "address"),
     "lwps": ("pid", "lwp", "state", "name", "address"),
-    "files": ("pid", "fd", "kind", "address"),
+    "files": ("pid", "kind", "address"),
     "vm": ("start", "end", "perms", "address"),
     "mods": ("name", "state", "symbols"),
     "log": ("text",),
@@ -70,5 +70,8 @@ def test_columns(opening: tuple[str, list[str]], name: str) -> None:
         assert list(row) == [*columns, *(["grade"] if "grade" not in columns else [])]  # how far it can be believed
         for key, column in columns.items():
             assert row[key] is None or type(row[key]) in KINDS[column.kind], (system, name, key, row[key])
+    if name == "files":
+        assert all((row["fd"] is None) == (row["role"] in ("wd", "root")) for row in rows)
+        assert {row["role"] for row in rows} == {None, "wd", "root"} - ({"root"} if system == "NetBSD" else set())
     for key in NEVER_EMPTY.get(name, ()):
         assert all(row[key] is not None for row in rows), (system, name, key)

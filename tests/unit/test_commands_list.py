@@ -219,13 +219,14 @@ def test_files(little: Little, capsys: Capture) -> None:
 
 def test_files_have_the_columns_of_fstat(little: Little, capsys: Capture) -> None:
     directory, device, file = ask(capsys, "files", little.image, "1")
-    assert (directory["fd"], directory["mode"], directory["size"]) == ("wd", "drwxr-xr-x", 512)
+    assert (directory["fd"], directory["role"]) == (None, "wd")
+    assert (directory["mode"], directory["size"]) == ("drwxr-xr-x", 512)
     assert (directory["flags"], directory["offset"], directory["rw"], directory["mount"]) == (None, None, "r", "/")
     assert (device["mode"], device["device"], device["size"], device["rw"]) == ("crw-rw-rw-", "1,3", None, "rw")
     assert (file["mode"], file["device"], file["size"], file["rw"]) == ("-rw-r--r--", None, 5000, "w")
     text = run(capsys, "files", little.image, "1")
     assert ESCAPE not in text
-    assert [line.split()[1] for line in text.splitlines()] == ["FD", "wd", "0", "1"]
+    assert [line.split()[1:3] for line in text.splitlines()] == [["FD", "ROLE"], ["-", "wd"], ["0", "-"], ["1", "-"]]
 
 
 def test_counters(little: Little, capsys: Capture) -> None:

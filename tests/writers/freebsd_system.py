@@ -50,6 +50,7 @@ STRUCTS = (
     "filedescent", "file", "vnode", "namecache", "mount", "inode", "devfs_dirent", "linker_file", "elf_file",
     "msgbuf", "prison", "timehands", "timecounter", "pcb", "trapframe",
 )  # fmt: skip
+SINCE_13 = ("pwd", "pwddesc")
 
 
 class FreebsdSystem:
@@ -233,7 +234,8 @@ class _Converter:
 
 def _ctf(types: TypeTable) -> bytes:
     converter = _Converter()
-    for name in STRUCTS:
+    newer = SINCE_13 if types.has_member("struct proc", "p_pd") else ()
+    for name in (*STRUCTS, *newer):
         converter.number(types.type(f"struct {name}"))
     converter.number(types.type("enum obj_type"))
     return converter.writer.section(compressed=True)

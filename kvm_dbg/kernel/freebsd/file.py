@@ -1,18 +1,20 @@
 """Open files.
 
 Sources: sys/sys/filedesc.h (fd_files leads to the number of descriptors and the table of struct filedescent since 10;
-before that, fd_ofiles led to pointers, and fd_nfiles was their number), sys/sys/file.h (struct file, DTYPE_*),
-sys/sys/fcntl.h (f_flag is what open(2) was given plus 1, OFLAGS).
+before that, fd_ofiles led to pointers, and fd_nfiles was their number; since 13 the directories are in the struct pwd
+that p_pd, a struct pwddesc, leads to, before that in struct filedesc), sys/sys/file.h (struct file, DTYPE_*),
+sys/sys/fcntl.h (f_flag is what open(2) was given plus 1, OFLAGS; FREAD is 1, FWRITE 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError
+from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError, TypeNotFound
 from kvm_dbg.kernel.freebsd.offset import require_types
-from kvm_dbg.kernel.freebsd.path import VnodeReader, find_path
+from kvm_dbg.kernel.freebsd.path import Node, VnodeReader, find_path
 from kvm_dbg.kernel.freebsd.proc import attempt, sorted_procs
 from kvm_dbg.kernel.freebsd.state import PRS_ZOMBIE
 from kvm_dbg.kernel.layout import Layout, Names, Record, read_number
@@ -28,6 +30,9 @@ WORDS = {  # DTYPE_*, sys/sys/file.h
     12: "procdesc", 13: "eventfd", 14: "timerfd", 15: "inotify", 16: "jaildesc",
 }  # fmt: skip
 MAX_FILES = 1 << 22  # descriptors of one process
+ACCESS = {0: "", 1: "r", 2: "w", 3: "rw"}
+ROLES = {"root": ("pwd_rdir", "fd_rdir"), "wd": ("pwd_cdir", "fd_cdir")}  # directory -> its member since 13, and before
+FIELDS = ("kind", "path", "mode", "size", "inode", "mount")  # of a vnode that cannot be read
 FILE: dict[str, Names] = {
     "offset": "f_offset",
     "data": "f_data",
@@ -45,7 +50,7 @@ class Table(NamedTuple):
 
 
 def for_each_file(kernel: Kernel, pid: int | None = None) -> Iterator[OpenFile]:
-    """Yield the open files of one process or of all, ascending by PID and descriptor.
+    """Yield the directories and open files of one process or of all, ascending by PID and descriptor.
 
     Raises:
         ReadError, CorruptError: after the last that could be found.
@@ -77,10 +82,27 @@ class FileReader:
             self._table = Table(types.size_of("struct filedescent"), types.offset_of("struct filedescent", "fde_file"))
         else:
             self._table = Table(kernel.arch.pointer_size, 0)
+        self._place: Layout | None = None  # of struct pwddesc, where that leads to the directories
+        self._directories = self._layout("struct filedesc", {role: names[1] for role, names in ROLES.items()})
+        if self._directories is None:
+            self._place = self._layout("struct pwddesc", {"pwd": ("pd_pwd.__ptr", "pd_pwd")})
+            self._directories = self._layout("struct pwd", {role: names[0] for role, names in ROLES.items()})
+
+    def _layout(self, name: str, members: dict[str, Names]) -> Layout | None:
+        try:
+            return Layout(self._kernel.types, name, members, self._kernel.arch.byteorder)
+        except (TypeNotFound, MemberNotFound):
+            return None  # of another release, or the types lack it: the directories are not known then
 
     def files(self, proc: Record) -> Iterator[OpenFile]:
-        """Yield the open files of a process. Raises ReadError, CorruptError after those that could be found."""
-        if not proc["fd"] or proc.numbers.get("state") == PRS_ZOMBIE:
+        """Yield what a process has open, its directories first.
+
+        Raises ReadError, CorruptError after those that could be found.
+        """
+        if proc.numbers.get("state") == PRS_ZOMBIE:
+            return
+        yield from self._for_each_directory(proc)
+        if not proc["fd"]:
             return
         kernel, stride = self._kernel, self._table.stride
         start, count = self._find_table(proc)
@@ -126,6 +148,25 @@ class FileReader:
             raise CorruptError(place, f"process {proc['pid']} has a table of {count} descriptors")
         return start, count
 
+    def _for_each_directory(self, proc: Record) -> Iterator[OpenFile]:
+        """Yield the root and the working directory of a process."""
+        if self._directories is None:
+            return
+        pid, address = proc["pid"], proc["fd"] if self._place is None else proc.get("pd")
+        try:
+            if address and self._place is not None:
+                address = self._place.read(self._kernel, address)["pwd"]
+            if not address:
+                return
+            directories = self._directories.read(self._kernel, address)
+        except ReadError:
+            for role in ROLES:
+                yield OpenFile(pid, None, address, "?", None, unread=FIELDS, role=role)
+            return
+        for role in ROLES:
+            if vnode := directories.numbers.get(role):
+                yield self._complete(OpenFile(pid, None, address, "?", None, access="r", role=role), vnode)
+
     def _open_file(self, pid: int, fd: int, address: int) -> OpenFile:
         try:
             file = self._file.read(self._kernel, address)
@@ -133,22 +174,40 @@ class FileReader:
         except ReadError:
             return OpenFile(pid, fd, address, "?", None, unread=("kind", "path", "flags", "offset", "inode"))
         unread: list[str] = []
-        flags = attempt(unread, ("flags",), lambda: file["flag"] - 1)
-        offset = attempt(unread, ("offset",), lambda: file["offset"])
+        flags = attempt(unread, ("flags", "access"), lambda: file["flag"] - 1)
+        access = None if flags is None else ACCESS[flags + 1 & 3]
         if type_ not in (DTYPE_VNODE, DTYPE_FIFO):
             word = WORDS.get(type_)
             path = f"{word}:[{file.numbers.get('data', 0):#x}]" if word is not None else None
             kind = KINDS.get(type_, "anon" if word is not None else "?")
-            return OpenFile(pid, fd, address, kind, path, flags, None, unread=tuple(unread))
+            return OpenFile(pid, fd, address, kind, path, flags, None, unread=tuple(unread), access=access)
+        offset = attempt(unread, ("offset",), lambda: file["offset"])
+        made = OpenFile(pid, fd, address, "?", None, flags, offset, unread=tuple(unread), access=access)
+        place = attempt(unread, FIELDS, lambda: file.get("vnode") or file["data"])
+        return self._complete(made, place) if place else replace(made, unread=tuple(unread))
+
+    def _complete(self, made: OpenFile, address: int) -> OpenFile:
+        """Return an open file with what its vnode tells."""
+        unread = list(made.unread)
         try:
-            vnode = self._vnodes.read(file.get("vnode") or file["data"])
+            vnode = self._vnodes.read(address)
             kind = self._vnodes.kind(vnode)
         except (ReadError, MemberNotFound):
-            unread += ["kind", "path", "inode"]
-            return OpenFile(pid, fd, address, "?", None, flags, offset, unread=tuple(unread))
+            return replace(made, unread=(*unread, *FIELDS))
         path, lost = find_path(self._vnodes, vnode)
         if lost:
             unread.append("path")
-        node = attempt(unread, ("inode", "mode"), lambda: self._vnodes.node(vnode))
-        inode, mode, size = (None, None, None) if node is None else node
-        return OpenFile(pid, fd, address, kind, path, flags, offset, inode, tuple(unread), mode=mode, size=size)
+        node = attempt(unread, ("inode", "mode", "size"), lambda: self._vnodes.node(vnode)) or Node()
+        mount = attempt(unread, ("mount",), lambda: self._vnodes.mounted_on(vnode))
+        device = attempt(unread, ("device",), lambda: self._vnodes.device(vnode))
+        return replace(
+            made,
+            kind=kind,
+            path=path,
+            inode=node.inode,
+            mode=node.mode,
+            size=node.size,
+            device=device,
+            mount=mount,
+            unread=tuple(unread),
+        )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvm_dbg.errors import KvmDbgError, ReadError
 from kvm_dbg.kernel.bsd.queue import for_each_entry
 from kvm_dbg.kernel.freebsd.proc import MISSING
-from kvm_dbg.kernel.freebsd.tty import read_device
+from kvm_dbg.kernel.freebsd.tty import read_device, split_number
 from kvm_dbg.kernel.layout import Layout, Names, Record, decode_text
 
 if TYPE_CHECKING:
@@ -96,6 +96,16 @@ class VnodeReader:
         found = layout.read(self._kernel, vnode["data"])
         mode = found["mode"] & PERMISSIONS | FORMATS.get(self.kind(vnode), 0)
         return Node(found["inode"], mode, found.numbers.get("size"))
+
+    def mounted_on(self, vnode: Record) -> str | None:
+        """Return where the file system of a file is mounted, None if that is not known. Raises ReadError."""
+        return self._mounted(vnode)[1] or None
+
+    def device(self, vnode: Record) -> tuple[int, int] | None:
+        """Return the numbers of a special file, None of other files. Raises ReadError, TypeNotFound, MemberNotFound."""
+        if self.kind(vnode) not in ("chr", "blk") or not vnode.numbers.get("device"):
+            return None
+        return split_number(read_device(self._kernel, vnode["device"]).number)
 
     def _mounted(self, vnode: Record) -> tuple[str, str]:
         """Return the kind of a vnode's file system and where it is mounted. Raises ReadError."""

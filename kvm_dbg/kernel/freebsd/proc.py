@@ -55,6 +55,7 @@ PROC: dict[str, Names] = {
     "pgrp": ("p_pgrp", None),
     "stats": ("p_stats", None),
     "fd": ("p_fd", None),
+    "pd": ("p_pd", None),
     "rux_runtime": ("p_rux.rux_runtime", None),
     "rux_uticks": ("p_rux.rux_uticks", None),
     "rux_sticks": ("p_rux.rux_sticks", None),

@@ -46,6 +46,12 @@ def read_device(kernel: Kernel, address: int) -> Device:
     return Device(cdev["number"], cdev.text("name"))
 
 
+def split_number(number: int) -> tuple[int, int]:
+    """Return (major, minor) of a device number, as sys/sys/types.h takes them out of one."""
+    high = number >> 32
+    return high & 0xFFFFFF00 | number >> 8 & 0xFF, (high & 0xFF) << 8 | number & 0xFFFF00FF
+
+
 def _make_tty(kernel: Kernel) -> Layout:
     return Layout(kernel.types, "struct tty", {"device": "t_dev", "group": "t_pgrp"}, kernel.arch.byteorder)
 

@@ -117,7 +117,16 @@ char lonely_page[4096] PAGES(1) = { 1 };
 struct fdescenttbl t_sh = { 20, { { &f_pts }, { &f_pts }, { &f_pts }, { &f_notes }, { &f_home }, { &f_socket }, { &f_pipe }, { &f_kqueue },
 	{ 0 }, { &f_lost }, { &f_odd }, { &far_page.f }, [19] = { 0 } } };
 struct fdescenttbl t_make = { 3, { { &f_pts }, { &f_pts }, { &f_pts } } };
-struct filedesc fd_sh = { .fd_files = &t_sh }, fd_make = { .fd_files = &t_make };
+#if RELEASE >= 13
+struct pwd w_sh = { 1, &v_home, &v_root, &v_root };
+struct pwddesc pd_sh = { .pd_pwd = { &w_sh } };
+#define IN_HOME
+#define DIRECTORIES(pd) .p_pd = pd,
+#else
+#define IN_HOME , .fd_cdir = &v_home, .fd_rdir = &v_root, .fd_jdir = &v_root
+#define DIRECTORIES(pd)
+#endif
+struct filedesc fd_sh = { .fd_files = &t_sh IN_HOME }, fd_make = { .fd_files = &t_make };
 
 /* memory of processes */
 #define USER_TOP 0x7ffffffff000
@@ -243,7 +252,7 @@ PROC(p_make, &p_sh, &p_init, &p_sh, .p_pid = 701, .p_oppid = 700, .p_comm = "mak
 	.p_threads = { &td_make }, .p_numthreads = 2, .p_pgrp = &g_make, .p_vmspace = &vm_make, .p_fd = &fd_make, .p_stats = &st_make,
 	.p_rux = { 3000000000, 20, 8, 2 });
 PROC(p_sh, &p_intr, &p_intr, &p_init, .p_pid = 700, .p_oppid = 1, .p_comm = "sh", .p_flag = INMEM | 2, .p_ucred = &cred_user,
-	.p_threads = { &td_sh }, .p_pgrp = &g_sh, .p_vmspace = &vm_sh, .p_args = &a_sh.pargs, .p_fd = &fd_sh, .p_stats = &st_sh);
+	.p_threads = { &td_sh }, .p_pgrp = &g_sh, .p_vmspace = &vm_sh, .p_args = &a_sh.pargs, DIRECTORIES(&pd_sh) .p_fd = &fd_sh, .p_stats = &st_sh);
 PROC(p_intr, &p_init, &p_kernel, &p_kernel, .p_pid = 12, .p_comm = "intr", .p_flag = INMEM | 0x204, .p_ucred = &cred_root, .p_threads = { &td_intr },
 	.p_pgrp = &g_kernel);
 PROC(p_init, &p_kernel, 0, &p_kernel, .p_pid = 1, .p_comm = "init", .p_flag = INMEM | 0x200, .p_ucred = &cred_root, .p_threads = { &td_init },

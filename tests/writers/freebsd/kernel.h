@@ -82,6 +82,11 @@ struct filedesc {
 #endif
 	int fd_freefile, fd_refcnt, fd_holdcnt;
 };
+#if RELEASE >= 13
+struct pwd { u_int pwd_refcount; struct vnode *pwd_cdir, *pwd_rdir, *pwd_jdir; };
+typedef struct { struct pwd *__ptr; } smrpwd_t;
+struct pwddesc { char pd_lock[32]; smrpwd_t pd_pwd; u_int pd_refcount; unsigned short pd_cmask; };
+#endif
 struct file {
 	volatile u_int f_flag, f_count; void *f_data; void *f_ops; struct vnode *f_vnode; struct ucred *f_cred;
 	short f_type; short f_vnread_flags; void *f_vnun; off_t f_offset;
@@ -200,6 +205,9 @@ struct thread {
 };
 struct proc {
 	LIST_ENTRY(proc) p_list; TAILQ_HEAD(, thread) p_threads; struct ucred *p_ucred; struct filedesc *p_fd;
+#if RELEASE >= 13
+	void *p_fdtol; struct pwddesc *p_pd;
+#endif
 	struct pstats *p_stats; int p_flag, p_flag2; enum p_states { PRS_NEW, PRS_NORMAL, PRS_ZOMBIE } p_state;
 	pid_t p_pid; LIST_ENTRY(proc) p_hash, p_pglist; struct proc *p_pptr; pid_t p_oppid; struct vmspace *p_vmspace;
 	struct rusage_ext p_rux;
