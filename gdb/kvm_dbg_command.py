@@ -34,7 +34,7 @@ COMMANDS = (
     ("mods", "List the loaded modules"),
     ("nlist", "Look up symbols by name"),
     ("read", "Read memory by virtual or physical address"),
-    ("write", "Write memory in a private copy; the image file never changes"),
+    ("write", "Write memory: in a private copy of a dump, or in a kernel that runs"),
     ("vtop", "Translate a virtual address, showing every page-table entry"),
     ("selftest", "Check this image against itself, and grade what each command shows of it"),
     ("refresh", "Forget what was read so far: memory, threads, registers"),

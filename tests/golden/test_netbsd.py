@@ -17,9 +17,10 @@ import pytest
 from kvm_dbg.errors import CorruptError, KernelMismatchError, ReadError, UnsupportedError
 from kvm_dbg.image import open_image
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel import identify_kernels, open_kernel, system_of, write_memory
+from kvm_dbg.kernel import identify_kernels, open_kernel, system_of
 from kvm_dbg.kernel.base import Kernel, Process
 from kvm_dbg.kernel.netbsd.thread import STRIDE
+from kvm_dbg.kernel.write import write_memory
 from kvm_dbg.kvm.constant import (
     KERN_PROC_GID,
     KERN_PROC_PID,

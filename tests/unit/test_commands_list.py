@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -464,7 +465,9 @@ def test_write_tells_that_the_file_stays_as_it_is(little: Little, capsys: Captur
     with open(little.image, "rb") as file:
         before = file.read()
     answer = ask(capsys, "write", little.image, "counter", "--u32", "0x01020304")
-    assert answer == {"address": hex(DATA + 64), "size": 4, "old": "00000000", "new": "04030201"}
+    assert datetime.now(UTC) - datetime.fromisoformat(answer.pop("time")) < timedelta(minutes=5)
+    place = {"address": hex(DATA + 64), "symbol": "counter+0x0"}
+    assert answer == {**place, "size": 4, "old": "00000000", "new": "04030201"}
     assert "the image file is unchanged" in run(capsys, "write", little.image, "counter", "--text", "hi")
     with open(little.image, "rb") as file:
         assert file.read() == before

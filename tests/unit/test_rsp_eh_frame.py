@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from kvm_dbg.kernel.base import UnwindRow
+from kvm_dbg.kernel.unwind_rule import UnwindRow
 from kvm_dbg.rsp.eh_frame import Entry, make_eh_frame
 
 SLIDE = 0x1000

@@ -10,9 +10,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel.netbsd.area import for_each_area
 from kvm_dbg.kernel.netbsd.unwind import ENTRIES, STARTS
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
