@@ -77,10 +77,12 @@ def format_size(size: int) -> str:
 
 def format_cell(column: Column, cell: Cell) -> str:
     """Return a cell as text for people; None is "-"."""
-    if cell is None:
-        return "-"
     if isinstance(cell, str):
         return printable(cell)
+    if cell is None:
+        return "-"
+    if type(cell) is int and column.kind == "number":  # most cells are
+        return str(cell)
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, list):
@@ -160,12 +162,16 @@ def render_json(table: Table) -> Iterator[str]:
     """Yield one object if single, else an array with one object per line; valid JSON even if the rows fail midway."""
     import json
 
-    keys = [column.key for column in table.columns]
+    columns = [(column.key, column, column.kind == "address") for column in table.columns]
     graded = {} if table.grade is None else {"grade": table.grade}
+    encode = json.JSONEncoder().encode
 
     def text(row: Sequence[Cell]) -> str:
-        cells = [json_cell(column, cell) for column, cell in zip(table.columns, row, strict=True)]
-        return json.dumps(dict(zip(keys, cells, strict=True)) | graded)
+        found = {
+            key: json_cell(column, cell) if is_address or isinstance(cell, float) else cell
+            for (key, column, is_address), cell in zip(columns, row, strict=True)
+        }
+        return encode(found | graded if graded else found)
 
     if table.single:
         for row in table.rows:

@@ -100,7 +100,7 @@ class Write(Command):
             session.confirm(error)
             change = write_memory(session.kernel, space, address, data, force=args.force)
         if session.image.live:
-            note = "written into the running kernel; `write --undo` takes it back while the image is open"
+            note = "written into the running kernel itself; while it is open, `write --undo` takes it back"
         else:
             note = "the image file is unchanged; this lasts until the image is closed"
         return Table(COLUMNS, [change_row(session, change)], single=True, notes=[note])
