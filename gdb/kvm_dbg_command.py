@@ -30,6 +30,7 @@ COMMANDS = (
     ("vmlinux", "Write a kernel file for debuggers, made from the image itself"),
     ("layout", "Write a layout file from a kernel file with debug information"),
     ("loadavg", "Print the load averages of 1, 5 and 15 minutes"),
+    ("top", "Show who uses the processors, again and again, until Ctrl-C"),
     ("log", "Print the kernel's log, as dmesg would have"),
     ("mods", "List the loaded modules"),
     ("nlist", "Look up symbols by name"),

@@ -212,6 +212,7 @@ def run(words: list[str]) -> int:
     from kvm_dbg.commands import find_command
     from kvm_dbg.commands.run import HELP_WORDS, run_parsed
     from kvm_dbg.commands.session import Session
+    from kvm_dbg.commands.watch import find_interval, watch
 
     command = find_command(words[0])
     parser = make_parser(command.name)
@@ -233,7 +234,13 @@ def run(words: list[str]) -> int:
     try:
         if files or (live and command.name not in OWN_FILES):
             _open(session, args, files)
-        _write(run_parsed(session, command, args), paged=paged)
+        interval = find_interval(session, command, args) if session.is_open else None
+        if interval is not None and paged and args.output is None and sys.stdin is not None and sys.stdin.isatty():
+            from kvm_dbg.screen import show
+
+            show(lambda wait: watch(session, command, args, interval, wait))
+        else:
+            _write(run_parsed(session, command, args), paged=paged and interval is None)
     finally:
         session.close()
     return 0

@@ -30,6 +30,7 @@ class Files(Command):
     name = "files"
     summary = "List the open files of some processes, or of all"
     columns = COLUMNS
+    watchable = True
     examples = ("files 1", "files --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

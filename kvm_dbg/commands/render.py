@@ -158,20 +158,23 @@ def _render_columns(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -
         yield line([format_cell(column, cell) for column, cell in zip(columns, row, strict=True)])
 
 
+def row_object(columns: Sequence[Column], row: Sequence[Cell]) -> dict[str, Cell]:
+    """Return a row as JSON shall have it."""
+    return {
+        column.key: json_cell(column, cell) if isinstance(cell, float) or column.kind == "address" else cell
+        for column, cell in zip(columns, row, strict=True)
+    }
+
+
 def render_json(table: Table) -> Iterator[str]:
     """Yield one object if single, else an array with one object per line; valid JSON even if the rows fail midway."""
     import json
 
-    columns = [(column.key, column, column.kind == "address") for column in table.columns]
     graded = {} if table.grade is None else {"grade": table.grade}
     encode = json.JSONEncoder().encode
 
     def text(row: Sequence[Cell]) -> str:
-        found = {
-            key: json_cell(column, cell) if is_address or isinstance(cell, float) else cell
-            for (key, column, is_address), cell in zip(columns, row, strict=True)
-        }
-        return encode(found | graded if graded else found)
+        return encode(row_object(table.columns, row) | graded)
 
     if table.single:
         for row in table.rows:

@@ -314,6 +314,8 @@ class SystemSummary:
     load_average: LoadAverage | None = None
     tasks: int | None = None
     memory: int | None = None
+    free_memory: int | None = None
+    file_cache: int | None = None
     page_size: int | None = None
     slide: int | None = None
     panic_message: str | None = None

@@ -74,7 +74,7 @@ def words_for(name: str, image: str) -> list[str]:
 def test_the_list_is_the_promised_one() -> None:
     promised = (
         "open close status geterr identify nlist read write vtop procs lwps bt args env files vm user gcore"
-        " vmlinux layout loadavg log sys mods selftest refresh thread help"
+        " vmlinux layout loadavg top log sys mods selftest refresh thread help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -418,6 +419,23 @@ class EndlessSystem(LittleSystem):
             sequence += 1
 
 
+class MovingSystem(LittleSystem):
+    """The same, running: with each look more is averaged, and init has used a second more of processors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def for_each_process(self, kernel: Kernel) -> Iterator[Process]:
+        self.looks += 1
+        self.processes = (replace(INIT, user_time=float(self.looks)), *PROCESSES[1:])
+        return super().for_each_process(kernel)
+
+    def read_load_average(self, kernel: Kernel) -> LoadAverage:
+        self.looks += 1
+        return replace(LOAD, one=float(self.looks))
+
+
 class Registered:
     """The entry in the registry."""
 
@@ -453,14 +471,15 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Registered:
 
 
 def main(words: list[str]) -> int:
-    """Run `kvm-dbg` with the little system in every image; the first word may be "--endless"."""
+    """Run `kvm-dbg` with the little system in every image; the first word may be "--endless" or "--moving"."""
     import kvm_dbg.kernel
     from kvm_dbg.cli import main as run
 
-    endless = words[:1] == ["--endless"]
-    entry = Registered(EndlessSystem() if endless else LittleSystem())
+    kinds = {"--endless": EndlessSystem, "--moving": MovingSystem}
+    kind = kinds.get(words[0] if words else "")
+    entry = Registered((kind or LittleSystem)())
     kvm_dbg.kernel.SYSTEMS = (entry,)  # type: ignore[assignment]
-    return run(words[endless:])
+    return run(words[1:] if kind else words)
 
 
 def write_image(path: Path) -> str:
