@@ -296,7 +296,7 @@ def open_live(*, writable: bool = False) -> LiveImage:
         FileAccessError: none does; says of each why.
     """
     problems: list[str] = []
-    denied = False
+    denied: FileAccessError | UnknownFormatError | None = None
     for path in PATHS:
         source: LiveSource | None = None
         try:
@@ -307,9 +307,9 @@ def open_live(*, writable: bool = False) -> LiveImage:
                 source.close()
             text = str(error)
             if PRIVILEGE in text:  # said once
-                denied = True
+                denied = denied or error
                 text = text.replace(f": {PRIVILEGE}", "")
             problems.append(text)
-    if denied:
-        raise FileAccessError(KCORE, f"{problems[0].partition(': ')[2]}: {PRIVILEGE}")
+    if denied is not None:
+        raise denied
     raise FileAccessError("the memory of this machine", "cannot be read:\n  " + "\n  ".join(problems))

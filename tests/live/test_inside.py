@@ -42,7 +42,8 @@ def test_open_without_an_image_is_kcore(guest: LiveGuest) -> None:
 
 
 def test_a_user_is_told_what_it_takes(guest: LiveGuest) -> None:
-    for command in ("procs --live", "procs /proc/kcore", "procs /dev/mem", "open"):
+    writes = ("write --live --write panic_timeout --size 4 1", "write --write /dev/mem panic_timeout --size 4 1")
+    for command in ("procs --live", "procs /proc/kcore", "procs /dev/mem", "open", "top --live", *writes):
         answer = guest.run(f"{KVM} {command}", uid=1000)
         assert answer.status == 1
         lines = [line for line in answer.text.splitlines() if "no index is kept" not in line]
@@ -71,6 +72,38 @@ def test_a_user_has_proc_without_files(guest: LiveGuest) -> None:
     assert "1000)" in text
     assert "[b'python3', b'/tmp/nofiles.py'] True" in text
     assert "opened without files" in text
+
+
+FALLBACK = """
+import sys
+from kvm_dbg.errors import ReadError
+from kvm_dbg.kernel.linux import kernel
+from kvm_dbg.symbols import kallsyms_table
+
+def refuse(*_, **__):
+    raise ReadError(0, "it is not there")
+
+kallsyms_table.read_kallsyms = refuse
+kernel._btf_range = lambda _: None
+from kvm_dbg.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_symbols_and_types_that_the_kernel_tells(guest: LiveGuest) -> None:
+    """Its tables in memory are made unreadable: /proc/kallsyms and /sys/kernel/btf have the same."""
+    guest.check(f"cat >/tmp/fallback.py <<'END'\n{FALLBACK}\nEND")
+    program = "cd /kvm && PYTHONPATH=/kvm python3 /tmp/fallback.py"
+    status = json.loads(guest.check(f"{program} status --live --json"))
+    assert (status["symbols"], status["types"]) == ("/proc/kallsyms", "/sys/kernel/btf/vmlinux")
+    assert "symbols are those of /proc/kallsyms, for it is not there" in str(status["quirks"])
+    rows = json.loads(guest.check(f"{program} procs --live --pid 1 --json"))
+    assert [row["command"] for row in rows] == ["agent.sh"]
+    guest.check("echo 2 >/proc/sys/kernel/kptr_restrict")
+    answer = guest.run(f"{program} status --live")
+    guest.check("echo 0 >/proc/sys/kernel/kptr_restrict")
+    assert answer.status == 1
+    assert "it is not there; /proc/kallsyms: hides the addresses" in answer.text
 
 
 def test_running_threads_say_that_they_run(guest: LiveGuest) -> None:
@@ -115,6 +148,41 @@ def test_dev_mem_says_what_proc_says(guest: LiveGuest) -> None:
     address = int(guest.check("grep ' devmem_is_allowed$' /proc/kallsyms").split()[0], 16)
     guest.patch(address, ALLOWED)
     compare(guest, "/dev/mem")
+
+
+def test_kcore_is_not_written_to(guest: LiveGuest) -> None:
+    answer = guest.run(f"{KVM} write --write /proc/kcore panic_timeout --size 4 1")
+    assert answer.status == 1
+    assert "/proc/kcore: cannot be written to: the kernel has no such operation; /dev/mem can" in answer.text
+    answer = guest.run(f"{KVM} write --live panic_timeout --size 4 1")
+    assert (answer.status, answer.text.splitlines()[-1].split(": ", 1)[1]) == (
+        1,
+        "a running kernel is opened for reading only: `open --write` lets it be written to",
+    )
+
+
+def test_dev_mem_writes_a_sysctl(guest: LiveGuest) -> None:
+    """After the test above, which has made /dev/mem show RAM."""
+    row = json.loads(guest.check(f"{KVM} write --live --write panic_timeout --size 4 77 --json"))
+    assert (row["symbol"], row["old"], row["new"]) == ("panic_timeout+0x0", "00000000", "4d000000")
+    assert guest.check("cat /proc/sys/kernel/panic") == "77\n"
+    answer = guest.run(f"{KVM} write --live --write linux_banner --hex 00")
+    assert answer.status == 1
+    assert "is mapped for reading only by the running kernel" in answer.text
+    words = [
+        "source /kvm/gdb/kvm_dbg_gdb.py",
+        "kvm open --live --write --no-symbols",
+        'set $place = (int *)$kvm_nlist("panic_timeout")',
+        "print *$place",
+        "set var *$place = 78",
+        "shell cat /proc/sys/kernel/panic",
+        "kvm write --undo",
+        "shell cat /proc/sys/kernel/panic",
+    ]
+    commands = " ".join(f"-ex '{word}'" for word in words)
+    answer = guest.run(f"KVM_DBG_PYTHON=/usr/bin/python3 gdb -nx -batch {commands} 2>&1")
+    assert re.search(r"^\$\d+ = 77\n78\n(.*\n)*77$", answer.text, re.MULTILINE), answer.text
+    guest.check("echo 0 >/proc/sys/kernel/panic")
 
 
 def test_lockdown_is_named(guest: LiveGuest) -> None:
