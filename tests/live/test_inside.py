@@ -42,8 +42,8 @@ def test_open_without_an_image_is_kcore(guest: LiveGuest) -> None:
 
 
 def test_a_user_is_told_what_it_takes(guest: LiveGuest) -> None:
-    writes = ("write --live --write panic_timeout --size 4 1", "write --write /dev/mem panic_timeout --size 4 1")
-    for command in ("procs --live", "procs /proc/kcore", "procs /dev/mem", "open", "top --live", *writes):
+    write = "write --live --write panic_timeout 1 --size 4"
+    for command in ("procs --live", "procs /proc/kcore", "procs /dev/mem", "open", write):
         answer = guest.run(f"{KVM} {command}", uid=1000)
         assert answer.status == 1
         lines = [line for line in answer.text.splitlines() if "no index is kept" not in line]
@@ -97,8 +97,6 @@ def test_symbols_and_types_that_the_kernel_tells(guest: LiveGuest) -> None:
     status = json.loads(guest.check(f"{program} status --live --json"))
     assert (status["symbols"], status["types"]) == ("/proc/kallsyms", "/sys/kernel/btf/vmlinux")
     assert "symbols are those of /proc/kallsyms, for it is not there" in str(status["quirks"])
-    rows = json.loads(guest.check(f"{program} procs --live --pid 1 --json"))
-    assert [row["command"] for row in rows] == ["agent.sh"]
     guest.check("echo 2 >/proc/sys/kernel/kptr_restrict")
     answer = guest.run(f"{program} status --live")
     guest.check("echo 0 >/proc/sys/kernel/kptr_restrict")
@@ -151,10 +149,10 @@ def test_dev_mem_says_what_proc_says(guest: LiveGuest) -> None:
 
 
 def test_kcore_is_not_written_to(guest: LiveGuest) -> None:
-    answer = guest.run(f"{KVM} write --write /proc/kcore panic_timeout --size 4 1")
+    answer = guest.run(f"{KVM} write --write /proc/kcore panic_timeout 1 --size 4")
     assert answer.status == 1
     assert "/proc/kcore: cannot be written to: the kernel has no such operation; /dev/mem can" in answer.text
-    answer = guest.run(f"{KVM} write --live panic_timeout --size 4 1")
+    answer = guest.run(f"{KVM} write --live panic_timeout 1 --size 4")
     assert (answer.status, answer.text.splitlines()[-1].split(": ", 1)[1]) == (
         1,
         "a running kernel is opened for reading only: `open --write` lets it be written to",
@@ -163,12 +161,9 @@ def test_kcore_is_not_written_to(guest: LiveGuest) -> None:
 
 def test_dev_mem_writes_a_sysctl(guest: LiveGuest) -> None:
     """After the test above, which has made /dev/mem show RAM."""
-    row = json.loads(guest.check(f"{KVM} write --live --write panic_timeout --size 4 77 --json"))
+    row = json.loads(guest.check(f"{KVM} write --live --write panic_timeout 77 --size 4 --json"))
     assert (row["symbol"], row["old"], row["new"]) == ("panic_timeout+0x0", "00000000", "4d000000")
     assert guest.check("cat /proc/sys/kernel/panic") == "77\n"
-    answer = guest.run(f"{KVM} write --live --write linux_banner --hex 00")
-    assert answer.status == 1
-    assert "is mapped for reading only by the running kernel" in answer.text
     words = [
         "source /kvm/gdb/kvm_dbg_gdb.py",
         "kvm open --live --write --no-symbols",
