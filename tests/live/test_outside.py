@@ -179,7 +179,10 @@ def test_what_the_guest_has_changed_is_not_taken_back(guest: LiveGuest, writer: 
 
 
 def test_writes_that_are_refused(guest: LiveGuest, session: Session, writer: Session) -> None:
-    device = int(guest.check("grep -m1 ioremap /proc/vmallocinfo").split("-")[0], 16)
+    hidden = "/proc/sys/kernel/kptr_restrict"  # 0 shows hashes, 1 shows addresses to root
+    device = int(
+        guest.check(f"echo 1 >{hidden}; grep -m1 ioremap /proc/vmallocinfo; echo 0 >{hidden}").split("-")[0], 16
+    )
     with pytest.raises(NotInImageError, match=r"is no RAM, by the kernel|is not memory that the image"):
         ask(writer, f"write {device:#x} --u32 0 --force")
     for name, text in (
@@ -202,37 +205,31 @@ def test_a_debuggers_own_writes_reach_the_guest(guest: LiveGuest, name: str) -> 
     if isinstance(debugger, Missing):
         pytest.skip(debugger.reason)
     opening = f"kvm open --live --write {guest.kernel.vmlinux} {guest.ram}"
-    # Once with the option and once without, which changes nothing; constants never.
     if debugger.debugger.kind == "gdb":
+        options, word, source = ["-nx", "-batch"], "-ex", "source gdb/kvm_dbg_gdb.py"
         change, constant = "set var panic_timeout = {}", "set var linux_banner[0] = 0"
-        lines = ["source gdb/kvm_dbg_gdb.py", opening, change.format(78), "print panic_timeout", "kvm write --log",
-                 opening.replace(" --write", ""), change.format(79), "print panic_timeout"]  # fmt: skip
-        last = ["source gdb/kvm_dbg_gdb.py", opening, constant]
-        options, word = ["-nx", "-batch"], "-ex"
     else:
-        change, constant = "memory write -s 4 &panic_timeout {:#x}", "memory write -s 1 &linux_banner 0"
-        lines = ["command script import lldb/kvm_dbg_lldb.py", opening, change.format(78), "print panic_timeout",
-                 "kvm write --log", "expression panic_timeout = 80", "kvm write --undo",
-                 opening.replace(" --write", ""), change.format(79)]  # fmt: skip
-        last = ["command script import lldb/kvm_dbg_lldb.py", opening, constant]
-        options, word = ["--no-lldbinit", "-b"], "-o"
-    environment = {**clean_environment(), "KVM_DBG_PYTHON": sys.executable}
-
-    def run(words: list[str]) -> str:
-        arguments = [part for line in words for part in (word, line)]
-        result = subprocess.run(
-            [debugger.program, *options, *arguments],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=240,
-        )  # fmt: skip
-        return result.stdout + result.stderr
-
-    text = run(lines)
+        options, word, source = ["--no-lldbinit", "-b"], "-o", "command script import lldb/kvm_dbg_lldb.py"
+        # What fails ends a batch of lldb's; so it is run from within.
+        change = "script lldb.debugger.HandleCommand('memory write -s 4 &panic_timeout {:#x}')"
+        constant = "script lldb.debugger.HandleCommand('memory write -s 1 &linux_banner 0')"
+    lines = [source, opening, change.format(78), "print panic_timeout", "kvm write --log", constant,
+             opening.replace(" --write", ""), change.format(79)]  # fmt: skip
+    result = subprocess.run(
+        [debugger.program, *options, *(part for line in lines for part in (word, line))],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**clean_environment(), "KVM_DBG_PYTHON": sys.executable},
+        timeout=240,
+    )
+    text = result.stdout + result.stderr
     assert re.search(r"(= |\) )78$", text, re.MULTILINE), text
     assert re.search(r"panic_timeout\+0x0 +4 00000000 4e000000", text), text
+    assert re.search(r"kvm: linux_banner\+0x0 \(0x[0-9a-f]+\) is mapped for reading only", text), text
     assert "kvm: a running kernel is opened for reading only: `open --write` lets it be written to" in text, text
     assert sysctl(guest, "panic") == "78"
     guest.check("echo 0 >/proc/sys/kernel/panic")
-    assert re.search(r"kvm: linux_banner\+0x0 \(0x[0-9a-f]+\) is mapped for reading only", run(last))
 
 
 def ask_one(session: Session, line: str) -> dict[str, object]:
@@ -250,12 +247,14 @@ def find_text(session: Session, name: str, text: bytes) -> int:
 def test_top_shows_who_is_busy(guest: LiveGuest, session: Session) -> None:
     guest.check("(while :; do :; done) >/dev/null & echo $! >/tmp/busy")
     busy = int(guest.check("cat /tmp/busy"))
-    lines = [json.loads(block) for block in run_line(session, "top --watch 0.5 --count 2 --json")]
+    lines = [json.loads(block) for block in run_line(session, "top --watch 0.5 --count 2 --limit 0 --json")]
     free = int(re.search(r"MemFree: +(\d+)", guest.check("cat /proc/meminfo"))[1])  # type: ignore[index]
     text = "".join(run_line(session, "top --count 1"))
     guest.check("kill $(cat /tmp/busy)")
-    assert [line["rows"][0]["pid"] for line in lines] == [busy, busy]
-    assert all(line["rows"][0]["pcpu"] > 20 for line in lines)
+    shares = [{row["pid"]: row["pcpu"] for row in line["rows"]} for line in lines]
+    assert all(share[busy] > 5 for share in shares)  # the crowd of the test above may be busy as well
+    assert all(share[1] < share[busy] for share in shares)
+    assert all(list(share.values()) == sorted(share.values(), reverse=True) for share in shares)
     shown = re.search(r"memory [\d.]+ MiB, ([\d.]+) MiB free", text)
     assert shown is not None
     assert abs(float(shown[1]) * 1024 - free) < 16 << 10  # KiB: what is on its way

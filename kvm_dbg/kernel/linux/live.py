@@ -6,7 +6,8 @@ itself, a task must bear that number and point back to its struct pid (`thread_p
 kernel/exit.c), and a node of the tree that leads to a living task is never freed; only the root may be exchanged
 (lib/xarray.c, lib/radix-tree.c), and then the tree is walked again. So a process that lives all the time is always
 found, and none that was gone before. What was read of a task is believed if the task is still the same afterwards,
-else it is read again; what has ended meanwhile is left out, and counted.
+else it is read again; what has ended meanwhile is left out, and counted. What was read for the last answer is compared
+with what is there now, never believed (`description.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError,
 from kvm_dbg.kernel.base import LogRecord, Lwp, MemoryMapping, Module, OpenFile, Process, Thread
 from kvm_dbg.kernel.layout import Record, observed, read_pointer
 from kvm_dbg.kernel.linux import Linux
+from kvm_dbg.kernel.linux.description import find_descriptions
 from kvm_dbg.kernel.linux.mm import kernel_space
 from kvm_dbg.kernel.linux.task import read_leaders, read_threads, task_layout, thread_head_offset
 
@@ -182,12 +184,22 @@ class _LiveLinux(Linux):
         from kvm_dbg.kernel.linux.process import ProcessReader
 
         reader = ProcessReader(kernel)
+        known = find_descriptions(kernel)
+        known.begin(reader.find_boot_time())
         leaders, failure = read_leaders(kernel)
-        for leader in leaders:
+
+        def describe(task: Record) -> Process:
+            found = known.find(kernel, task)
+            if found is not None:
+                return found
             reader.forget()
-            process = settled(kernel, leader, reader.process)
+            return known.make(kernel, task, reader.process)
+
+        for leader in leaders:
+            process = settled(kernel, leader, describe)
             if process is not None:
                 yield process
+        known.end()
         if failure is not None:
             raise failure
 
