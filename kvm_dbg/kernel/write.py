@@ -30,10 +30,13 @@ def write_memory(kernel: Kernel, space: AddressSpaceReader, vaddr: int, data: by
     Raises:
         NotMappedError, ReadError: an address is not mapped, or is no RAM; nothing is written then.
         ConfirmationError: somebody has to agree to the first write into a running kernel; nothing is written.
-        CommandError: the image cannot be written to, or not without `force`; nothing is written.
+        CommandError: the image cannot be written to, or not without `force`, or has another kernel by now; nothing
+            is written.
         FileAccessError: the operating system refuses it; nothing remains written.
     """
     image = _writable(kernel)
+    if isinstance(image, WriteThroughImage):
+        kernel.refresh()  # time has passed: it must still be this kernel, and mapped as it is now
     page_size = 1 << kernel.arch.page_shift
     pieces = []
     done = 0
@@ -59,10 +62,13 @@ def undo_write(kernel: Kernel, *, force: bool = False) -> Change:
     force: even if something else has been written there since.
 
     Raises:
-        CommandError: there is nothing, or something else has been written there since.
+        CommandError: there is nothing, or something else has been written there since, or the kernel is another one.
         FileAccessError: the operating system refuses it.
     """
-    change = _writable(kernel).undo(force=force)
+    image = _writable(kernel)
+    if isinstance(image, WriteThroughImage):
+        kernel.refresh()
+    change = image.undo(force=force)
     space = system_of(kernel).kernel_space(kernel)
     if isinstance(space, ImageSpace):
         space.invalidate()
@@ -99,15 +105,16 @@ def _check_permissions(kernel: Kernel, space: AddressSpaceReader, vaddr: int, pi
     """Raise CommandError if part of it is the kernel's code, or mapped for reading only."""
     code = list(_for_each_code(kernel))
     for paddr, data in pieces:
-        where = describe_place(kernel, vaddr) or f"{vaddr:#x}"
         user = kernel.arch.is_user(vaddr)
         allowed = kernel.arch.permissions(space.walk(vaddr)) if isinstance(space, ImageSpace) else None
         runs = allowed is not None and allowed.execute and not user
         if runs or any(start < paddr + len(data) and paddr < end for start, end in code):
-            raise CommandError(f"{where} ({vaddr:#x}) is code of the running kernel: `kvm write --force` writes there")
+            raise CommandError(
+                f"{_place(kernel, vaddr)} is code of the running kernel: `kvm write --force` writes there"
+            )
         if allowed is not None and not allowed.write:
             raise CommandError(
-                f"{where} ({vaddr:#x}) is mapped for reading only by the running kernel: `kvm write --force` writes"
+                f"{_place(kernel, vaddr)} is mapped for reading only by the running kernel: `kvm write --force` writes"
                 " there"
             )
         vaddr += len(data)
@@ -125,14 +132,19 @@ def _for_each_code(kernel: Kernel) -> Iterator[tuple[int, int]]:
                 yield paddr, paddr + area.end - area.start
 
 
+def _place(kernel: Kernel, vaddr: int) -> str:
+    name = describe_place(kernel, vaddr)
+    return f"{name} ({vaddr:#x})" if name else f"{vaddr:#x}"
+
+
 def _confirmation(kernel: Kernel, vaddr: int, size: int) -> ConfirmationError:
     """Return what asks for somebody's word."""
-    name = describe_place(kernel, vaddr)
-    place = f"{name} ({vaddr:#x})" if name else f"{vaddr:#x}"
     release = getattr(kernel, "release", None)
     which = f" {release}" if release else ""
     path = f" in {kernel.image.paths[0]}" if kernel.image.paths else ""
-    question = f"Write {size} byte{'s' if size != 1 else ''} to the running kernel{which}{path} at {place}?"
+    question = (
+        f"Write {size} byte{'s' if size != 1 else ''} to the running kernel{which}{path} at {_place(kernel, vaddr)}?"
+    )
     return ConfirmationError(
         question,
         f"not written: nobody has agreed yet to writes into the running kernel{which}{path}; `kvm write --allow` asks",

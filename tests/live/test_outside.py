@@ -17,6 +17,7 @@ import pytest
 from kvm_dbg.commands.run import run_line
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.errors import CommandError, KernelMismatchError, KvmDbgError, NotInImageError, NotMappedError
+from kvm_dbg.kernel.write import write_memory
 from tests.debuggers.debugger import DEBUGGERS, Missing, by_name, clean_environment, find
 from tests.lab import cache
 from tests.lab.package import obtain_kernel
@@ -310,7 +311,7 @@ def test_a_file_shorter_than_the_memory(guest: LiveGuest, copy: Path, tmp_path: 
 def test_a_file_with_another_kernel_in_it(guest: LiveGuest, copy: Path) -> None:
     """As after a restart: where the kernel's own name was, there is another one."""
     session = Session()
-    session.open(OpenRequest((str(copy),), str(guest.kernel.vmlinux), live=True))
+    session.open(OpenRequest((str(copy),), str(guest.kernel.vmlinux), live=True, write=True))
     ask(session, "loadavg")
     names = session.find_symbol("init_uts_ns").address
     release = guest.kernel.release.encode()
@@ -323,4 +324,6 @@ def test_a_file_with_another_kernel_in_it(guest: LiveGuest, copy: Path) -> None:
         file.write(b"0" * len(release))
     with pytest.raises(CommandError, match=r"is not the one that was opened any more .*open it again"):
         ask(session, "loadavg")
+    with pytest.raises(CommandError, match="is not the one that was opened any more"):  # as a debugger's own writes do
+        write_memory(session.kernel, session.system.kernel_space(session.kernel), names, b"x")
     session.close()
