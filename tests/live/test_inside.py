@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from tests.live.machine import Answer, LiveGuest
 
 KVM = "cd /kvm && python3 -m kvm_dbg.cli"
@@ -141,11 +143,19 @@ def test_strict_dev_mem_is_refused_by_range(guest: LiveGuest) -> None:
     assert "CONFIG_STRICT_DEVMEM" in answer.text
 
 
-def test_dev_mem_says_what_proc_says(guest: LiveGuest) -> None:
-    """Debian's kernels have CONFIG_STRICT_DEVMEM; the function that it adds is made to say yes."""
+@pytest.fixture(scope="module")
+def open_guest(guest: LiveGuest) -> LiveGuest:
+    """The guest, for the rest of the module with all RAM in /dev/mem.
+
+    Debian's kernels have CONFIG_STRICT_DEVMEM; the function that it adds is made to say yes.
+    """
     address = int(guest.check("grep ' devmem_is_allowed$' /proc/kallsyms").split()[0], 16)
     guest.patch(address, ALLOWED)
-    compare(guest, "/dev/mem")
+    return guest
+
+
+def test_dev_mem_says_what_proc_says(open_guest: LiveGuest) -> None:
+    compare(open_guest, "/dev/mem")
 
 
 def test_kcore_is_not_written_to(guest: LiveGuest) -> None:
@@ -159,8 +169,8 @@ def test_kcore_is_not_written_to(guest: LiveGuest) -> None:
     )
 
 
-def test_dev_mem_writes_a_sysctl(guest: LiveGuest) -> None:
-    """After the test above, which has made /dev/mem show RAM."""
+def test_dev_mem_writes_a_sysctl(open_guest: LiveGuest) -> None:
+    guest = open_guest
     row = json.loads(guest.check(f"{KVM} write --live --write panic_timeout 77 --size 4 --json"))
     assert (row["symbol"], row["old"], row["new"]) == ("panic_timeout+0x0", "00000000", "4d000000")
     assert guest.check("cat /proc/sys/kernel/panic") == "77\n"
