@@ -15,6 +15,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from typing import Any, Callable, Generator, Iterator
 
@@ -39,6 +40,7 @@ OPEN_OPTIONS = """
   --kernel N       which kernel, if the image holds several
   --force          use a kernel file that does not match
   --live           the memory of this machine, or of a guest that runs
+  --write          let memory that is live be written to
   --patch FILE     changes to make in the private copy
   --layout FILE    a layout file with types that the kernel file lacks
   --base ADDRESS   physical address of raw RAM
@@ -101,6 +103,8 @@ class Server:
         words: of its command line.
         warn: shows a person what the server says without being asked.
 
+    What the debugger's own protocol has no words for, the server writes to our standard error.
+
     Attributes:
         look: called before each read and while the server says nothing; may raise KeyboardInterrupt, where signals do
             not.
@@ -114,14 +118,22 @@ class Server:
         self._named_socket = SOCKET_OPTION in words
         self._warn = warn
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._process = subprocess.Popen(
-            [python, "-m", "kvm_dbg.cli", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=server_environment(),
-            start_new_session=True,  # the terminal's Ctrl-C is the debugger's
-        )
+        notices = []
+        with contextlib.suppress(OSError):  # we have no standard error
+            notices.append(os.dup(2))
+        try:
+            self._process = subprocess.Popen(
+                [python, "-m", "kvm_dbg.cli", *words, *(f"--notices={descriptor}" for descriptor in notices)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=server_environment(),
+                pass_fds=notices,
+                start_new_session=True,  # the terminal's Ctrl-C is the debugger's
+            )
+        finally:
+            for descriptor in notices:
+                os.close(descriptor)
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message. Raises ServerGone."""
@@ -174,6 +186,9 @@ class Server:
                 answer = self.receive()
                 if "error" in answer:
                     raise ServerError(str(answer["error"]))
+                if "question" in answer:
+                    yield from self._ask(message, str(answer["question"]))
+                    return
                 yield answer
                 if "text" not in answer:
                     return
@@ -181,6 +196,14 @@ class Server:
             if "text" in answer or not answer:
                 self._stop()
             raise
+
+    def _ask(self, message: dict[str, Any], question: str) -> Generator[dict[str, Any], None, None]:
+        """Ask the person at the terminal, and send the request again if the answer is yes. Raises ServerError."""
+        sys.stderr.write(question + " [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise ServerError("not written: the answer was no")
+        yield from self.stream({**message, "yes": True})
 
     def _stop(self) -> None:
         """Stop what the server does for us, and drop what it still says. A second Ctrl-C ends the server."""
@@ -240,8 +263,25 @@ class Server:
         return f"the server {how}: {words}" if words else f"the server {how}"
 
 
-def start_server(words: list[str], warn: Callable[[str], None]) -> Server:
+def is_batch(options: tuple[bytes, ...], end: tuple[bytes, ...] = ()) -> bool:
+    """Return whether this program was started with one of the options, before any of those in `end`."""
+    try:
+        with open("/proc/self/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return False
+    for word in words[1:]:
+        if word in end:
+            return False
+        if word in options:
+            return True
+    return False
+
+
+def start_server(words: list[str], warn: Callable[[str], None], attended: bool = False) -> Server:
     """Start a server that has opened the image, with the first Python that has the package.
+
+    attended: somebody is at the terminal who has to agree before a running kernel is written to.
 
     Raises:
         ServerError: there is no such Python, or the image could not be opened (the server's own text).
@@ -253,7 +293,7 @@ def start_server(words: list[str], warn: Callable[[str], None]) -> Server:
             continue
         tried.append(python)
         try:
-            server = Server(python, ["serve", "--control", *words], warn)
+            server = Server(python, ["serve", "--control", *(["--attended"] if attended else []), *words], warn)
         except OSError as error:
             if named:
                 raise ServerError(f"KVM_DBG_PYTHON: {python}: {error.strerror}") from None

@@ -33,6 +33,7 @@ try:
         Server,
         ServerError,
         ServerGone,
+        is_batch,
         start_server,
     )
     from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
@@ -42,6 +43,8 @@ try:
 finally:
     sys.path.remove(HERE)
 
+BATCH = (b"-batch", b"--batch", b"-batch-silent", b"--batch-silent")
+PROGRAM_ARGUMENTS = (b"--args", b"-args")  # what follows is not gdb's
 REMOTE_TIMEOUT = 60  # seconds; gdb's own 2 are too few for a busy machine
 
 OPEN_HELP = (
@@ -76,6 +79,16 @@ class Kvm:
         self.failed = False
         self.exit_code = 0
         self.batch_exit = True
+        self.from_tty = False  # a person has typed the command that runs
+
+    def is_attended(self) -> bool:
+        """Return whether a person is there who can be asked, and wants to be."""
+        if not self.from_tty or is_batch(BATCH, PROGRAM_ARGUMENTS) or not gdb.parameter("confirm"):
+            return False
+        try:
+            return os.isatty(0)
+        except OSError:
+            return False
 
     def open(self, words: list[str]) -> None:
         """Open an image; see OPEN_HELP. Raises gdb.GdbError."""
@@ -88,7 +101,7 @@ class Kvm:
                 f"inferior {inferior.num} already debugs something; end that first,"
                 " or use `add-inferior` and `inferior N`"
             )
-        server = start_server(words, warn)
+        server = start_server(words, warn, self.is_attended())
         try:
             self.close()
             self.server = server
@@ -169,7 +182,8 @@ class Kvm:
         if line.split()[:1] == ["mods"]:
             server.ask({"loaded": [objfile.filename for objfile in gdb.objfiles() if objfile.filename]})
         color = from_tty and shows_color(server.ready["pid"])
-        with contextlib.closing(server.stream({"run": line, "thread": self._selected(), "color": color})) as answers:
+        request = {"run": line, "thread": self._selected(), "color": color, "attended": self.is_attended()}
+        with contextlib.closing(server.stream(request)) as answers:
             for answer in answers:
                 if "text" in answer:
                     gdb.write(answer["text"])
@@ -271,6 +285,7 @@ class KvmCommand(gdb.Command):
         self._kvm.guarded(lambda: self._run(argument, from_tty))
 
     def _run(self, argument: str, from_tty: bool) -> None:
+        self._kvm.from_tty = from_tty
         if self._action is not None:
             self._action(split_words(argument))
         elif self._name == "mods" and "--load" in split_words(argument):
@@ -404,27 +419,12 @@ class BatchExit(gdb.Parameter):
         return f"A failed kvm command making `gdb -batch` fail is {value}."
 
 
-def is_batch() -> bool:
-    """Return whether gdb was started with -batch."""
-    try:
-        with open("/proc/self/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
-    except OSError:
-        return False
-    for word in words:
-        if word in (b"--args", b"-args"):
-            return False
-        if word.lstrip(b"-") in (b"batch", b"batch-silent") and word.startswith(b"-"):
-            return True
-    return False
-
-
 def at_exit(kvm: Kvm) -> None:
     """Reap the server, and give gdb the exit status that its -batch does not know of."""
     server, kvm.server = kvm.server, None
     if server is not None:
         server.close()
-    if kvm.failed and kvm.batch_exit and not kvm.exit_code and is_batch():
+    if kvm.failed and kvm.batch_exit and not kvm.exit_code and is_batch(BATCH, PROGRAM_ARGUMENTS):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

@@ -196,7 +196,7 @@ def make_parser(name: str) -> CommandParser:
     parser = CommandParser(command, PROGRAM, "" if name in OWN_FILES else FILES)
     if name not in OWN_FILES:
         usage = parser.format_usage().removeprefix("usage: ").rstrip()
-        add_open_arguments(parser, search=parser.find_option("--search") is None)
+        add_open_arguments(parser, [word for word in ("--search", "--force") if parser.find_option(word) is not None])
         parser.usage = f"{usage} [OPENING OPTION...]"
     parser.add_argument("--no-index", action="store_true", help="neither use nor write the index of symbols and types")
     parser.add_argument("--no-pager", action="store_true", help="do not page long output in a terminal")
@@ -212,6 +212,7 @@ def run(words: list[str]) -> int:
     from kvm_dbg.commands import find_command
     from kvm_dbg.commands.run import HELP_WORDS, run_parsed
     from kvm_dbg.commands.session import Session
+    from kvm_dbg.commands.watch import find_interval, watch
 
     command = find_command(words[0])
     parser = make_parser(command.name)
@@ -228,10 +229,18 @@ def run(words: list[str]) -> int:
     session = Session(_progress if sys.stderr.isatty() else None, index_directory, configuration.search)
     paged = not args.no_pager and sys.stdout.isatty()
     session.color = wants_color(paged=paged)
+    if sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty():
+        session.attended, session.ask = True, _ask
     try:
         if files or (live and command.name not in OWN_FILES):
             _open(session, args, files)
-        _write(run_parsed(session, command, args), paged=paged)
+        interval = find_interval(session, command, args) if session.is_open else None
+        if interval is not None and paged and args.output is None and sys.stdin is not None and sys.stdin.isatty():
+            from kvm_dbg.screen import show
+
+            show(lambda wait: watch(session, command, args, interval, wait))
+        else:
+            _write(run_parsed(session, command, args), paged=paged and interval is None)
     finally:
         session.close()
     return 0
@@ -280,6 +289,12 @@ def only_kernel_file(files: Sequence[str]) -> bool:
     from kvm_dbg.commands.session import is_kernel_file
 
     return len(files) == 1 and is_kernel_file(files[0])
+
+
+def _ask(question: str) -> bool:
+    """Ask on the terminal; anything but yes is no."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _progress(text: str) -> None:

@@ -14,6 +14,7 @@
       CorruptError(address)            a list that loops, an impossible value in the image's memory
       CommandError                     a command has no answer, or cannot be carried out
         UsageError                     words that a command does not understand
+        ConfirmationError(question)    a write to a running kernel that somebody has to agree to first
       ProtocolError                    a debugger sent what the remote serial protocol does not allow
 
 Each text stands alone (what, where, what the user can do); what a program may want is an attribute.
@@ -72,7 +73,8 @@ class NotInImageError(ReadError):
     """Bytes that exist on the machine are not in the image.
 
     `address` is the first missing byte (physical unless the text says otherwise), `size` the length in bytes of
-    the first missing run and `reason` one of "excluded", "truncated", "hole" or "refused" (see `image.base.Presence`).
+    the first missing run and `reason` one of "excluded", "truncated", "hole" or "refused" (see `image.base.Presence`),
+    or "device", for a write to what is no RAM.
     `role` says what the bytes would have been, where the reader knows ("the PDE of virtual address ...").
     """
 
@@ -86,6 +88,7 @@ class NotInImageError(ReadError):
             "truncated": "is past the end of the truncated or incomplete file",
             "hole": "is not memory that the image describes",
             "refused": "is not shown by the running kernel",
+            "device": "is no RAM, by the kernel's list of resources",
         }.get(reason, reason)
         where = f"{self.path}: " if self.path else ""
         what = f", {role}," if role else ""
@@ -182,6 +185,14 @@ class CommandError(KvmDbgError):
 
 class UsageError(CommandError):
     """A command was given words that it does not understand; the text ends with how it is used."""
+
+
+class ConfirmationError(CommandError):
+    """A write to a running kernel waits for somebody's word; `question` is what to ask, to be answered by yes or no."""
+
+    def __init__(self, question: str, message: str) -> None:
+        self.question = question
+        super().__init__(message)
 
 
 class ProtocolError(KvmDbgError):

@@ -29,7 +29,16 @@ HERE = os.path.dirname(os.path.realpath(os.path.abspath(os.path.expanduser(__fil
 CLIENT = os.path.join(os.path.dirname(HERE), "gdb")
 sys.path[:0] = [HERE, CLIENT]
 try:
-    from kvm_dbg_client import NOT_OPEN, OPEN_OPTIONS, OWN_COMMANDS, Server, ServerError, ServerGone, start_server
+    from kvm_dbg_client import (
+        NOT_OPEN,
+        OPEN_OPTIONS,
+        OWN_COMMANDS,
+        Server,
+        ServerError,
+        ServerGone,
+        is_batch,
+        start_server,
+    )
     from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
     from kvm_dbg_lldb_symbols import (
         CommandFailed,
@@ -63,6 +72,14 @@ which thread a memory read is for: user memory is read by `kvm read --pid`.
   --no-symbols     do not load symbols into lldb"""
     + OPEN_OPTIONS
 )
+
+
+def is_attended() -> bool:
+    """Return whether a person is there who can be asked."""
+    try:
+        return os.isatty(0) and not is_batch((b"-b", b"--batch"), (b"--",))
+    except OSError:
+        return False
 
 
 def split_words(text: str) -> list[str]:
@@ -114,7 +131,7 @@ class Kvm:
         """Open an image; see OPEN_HELP. Raises CommandFailed, ServerError, ServerGone."""
         with_symbols = "--no-symbols" not in words
         words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
-        server = start_server(words, warn)
+        server = start_server(words, warn, is_attended())
         server.look = self._look
         try:
             self.close()
@@ -212,7 +229,8 @@ class Kvm:
         thread = self.target.GetProcess().GetSelectedThread()
         tid = thread.GetThreadID() if thread.IsValid() else None
         color = bool(self.debugger.GetUseColor()) and os.isatty(1) and not os.environ.get("NO_COLOR")
-        with contextlib.closing(server.stream({"run": line, "thread": tid, "color": color})) as answers:
+        request = {"run": line, "thread": tid, "color": color, "attended": is_attended()}
+        with contextlib.closing(server.stream(request)) as answers:
             for answer in answers:
                 if "text" in answer:
                     result.Print(answer["text"])

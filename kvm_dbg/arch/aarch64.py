@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvm_dbg.arch.base import Register
+from kvm_dbg.arch.base import Permissions, Register, Walk
 from kvm_dbg.arch.table import Decoded, TableArch, parse_linux_prstatus
 
 VALID, TABLE = 1 << 0, 1 << 1
+TABLE_READ_ONLY, TABLE_PXN = 1 << 62, 1 << 59  # APTable[1], PXNTable: of all that lies below a table
 ADDRESS_END = 1 << 48
 FLAG_NAMES = (
     (1 << 6, "EL0"),  # AP[1]: user code may use it
@@ -68,6 +69,13 @@ class _AArch64(TableArch):
         if level > self._highest_block:
             return Decoded(0, reason="a block has no place at this level")
         return Decoded(entry & ADDRESS_END - (1 << shift), shift)
+
+    def permissions(self, walk: Walk) -> Permissions:
+        tables = [step.entry for step in walk.steps[:-1]]
+        return Permissions(
+            "RO" not in walk.flags and not any(entry & TABLE_READ_ONLY for entry in tables),
+            "PXN" not in walk.flags and not any(entry & TABLE_PXN for entry in tables),
+        )
 
     def parse_prstatus(self, desc: bytes) -> tuple[int, Mapping[str, int]]:
         return parse_linux_prstatus(self, desc, (*GENERAL, "sp", "pc", "cpsr"))

@@ -42,6 +42,13 @@ class Walk(NamedTuple):
     flags: tuple[str, ...]  # the leaf's, as in the vendor's manual: "P", "RW", "US", "NX", ...
 
 
+class Permissions(NamedTuple):
+    """What all entries of a walk together let the kernel's own code do with the page."""
+
+    write: bool
+    execute: bool
+
+
 class Register(NamedTuple):
     """One register that a debugger sees: its name as gdb calls it, and its size in bits."""
 
@@ -72,6 +79,10 @@ class Arch(ABC):
     @abstractmethod
     def translate_page(self, read_phys: ReadPhys, paging: Paging, vaddr: int) -> tuple[int, int]:
         """Return (paddr of the start of the page that holds `vaddr`, its size in bytes); the fast form of `walk`."""
+
+    @abstractmethod
+    def permissions(self, walk: Walk) -> Permissions:
+        """Return what the entries of a walk allow."""
 
     @abstractmethod
     def is_canonical(self, vaddr: int, levels: int) -> bool:

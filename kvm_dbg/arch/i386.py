@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-from kvm_dbg.arch.base import Register
+from kvm_dbg.arch.base import Permissions, Register, Walk
 from kvm_dbg.arch.table import Decoded, TableArch, parse_linux_prstatus
 
-PRESENT, PAGE_SIZE_BIT = 1 << 0, 1 << 7
+PRESENT, WRITABLE, PAGE_SIZE_BIT, EXECUTE_DISABLE = 1 << 0, 1 << 1, 1 << 7, 1 << 63
 FLAG_NAMES = (
     (1 << 0, "P"),
     (1 << 1, "RW"),
@@ -68,6 +68,12 @@ class I386Arch(TableArch):
 
     def is_user(self, vaddr: int) -> bool:
         return 0 <= vaddr < self.user_end
+
+    def permissions(self, walk: Walk) -> Permissions:
+        entries = [step.entry for step in walk.steps if step.name != "PDPTE"]  # whose bits 1 and 63 are reserved
+        return Permissions(
+            all(entry & WRITABLE for entry in entries), not any(entry & EXECUTE_DISABLE for entry in entries)
+        )
 
     def parse_prstatus(self, desc: bytes) -> tuple[int, Mapping[str, int]]:
         return parse_linux_prstatus(self, desc, USER_REGS, 4)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvm_dbg.arch.base import Paging, ReadPhys, Register
+from kvm_dbg.arch.base import Paging, Permissions, ReadPhys, Register, Walk
 from kvm_dbg.arch.table import EntryArch, parse_linux_prstatus
 from kvm_dbg.errors import NotMappedError
 
@@ -89,6 +89,9 @@ class _Ppc64(EntryArch):
             if reason:
                 raise NotMappedError(vaddr, reason, level=name, entry=entry, entry_paddr=place)
         raise NotMappedError(vaddr, "the tables do not end in a page")
+
+    def permissions(self, walk: Walk) -> Permissions:
+        return Permissions("EAA write" in walk.flags, "EAA execute" in walk.flags)
 
     def parse_prstatus(self, desc: bytes) -> tuple[int, Mapping[str, int]]:
         return parse_linux_prstatus(self, desc, USER_REGS)

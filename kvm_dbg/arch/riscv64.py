@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvm_dbg.arch.base import Register
+from kvm_dbg.arch.base import Permissions, Register, Walk
 from kvm_dbg.arch.table import Decoded, TableArch, parse_linux_prstatus
 
 V, R, W, X = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -61,6 +61,9 @@ class _Riscv64(TableArch):
         if level or address >> 12 & 15 != NAPOT_64K:
             return Decoded(0, reason="a range of pages of a reserved size")
         return Decoded(address & -(1 << 16), 16)
+
+    def permissions(self, walk: Walk) -> Permissions:
+        return Permissions("W" in walk.flags, "X" in walk.flags)
 
     def parse_prstatus(self, desc: bytes) -> tuple[int, Mapping[str, int]]:
         return parse_linux_prstatus(self, desc, ("pc", *GENERAL))

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvm_dbg.arch.base import Arch, Paging, ReadPhys, Step, Walk
+from kvm_dbg.arch.base import Arch, Paging, Permissions, ReadPhys, Step, Walk
 from kvm_dbg.arch.x86_64_register import REGISTERS, parse_prstatus
 from kvm_dbg.errors import NotInImageError, NotMappedError
 
 PRESENT = 1 << 0
+WRITABLE = 1 << 1  # R/W: counts if it is set in every entry (SDM volume 3, 4.6.1)
+EXECUTE_DISABLE = 1 << 63  # XD: counts if it is set in any
 PAGE_SIZE_BIT = 1 << 7  # PS
 GLOBAL = 1 << 8  # G; PROT_NONE where P is clear
 ADDRESS_MASK = 0x000F_FFFF_FFFF_F000  # bits 51:12
@@ -88,6 +90,12 @@ class _X86_64(Arch):  # noqa: N801 - the processor's name
 
         base, page_size = self.translate_page(record, paging, vaddr)
         return Walk(vaddr, base + (vaddr & (page_size - 1)), page_size, tuple(steps), flags_of(steps[-1].entry))
+
+    def permissions(self, walk: Walk) -> Permissions:
+        entries = [step.entry for step in walk.steps]
+        return Permissions(
+            all(entry & WRITABLE for entry in entries), not any(entry & EXECUTE_DISABLE for entry in entries)
+        )
 
     def parse_prstatus(self, desc: bytes) -> tuple[int, Mapping[str, int]]:
         return parse_prstatus(desc)

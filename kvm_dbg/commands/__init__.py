@@ -22,6 +22,7 @@ from kvm_dbg.commands.refresh import Refresh
 from kvm_dbg.commands.selftest import SelfTest
 from kvm_dbg.commands.sys import Sys
 from kvm_dbg.commands.thread import Thread
+from kvm_dbg.commands.top import Top
 from kvm_dbg.commands.user import User
 from kvm_dbg.commands.vm import Vm
 from kvm_dbg.commands.vmlinux import Vmlinux
@@ -51,6 +52,7 @@ COMMANDS: tuple[Command, ...] = (
     LayoutCommand(),
     LoadAvg(),
     VmStat(),
+    Top(),
     Log(),
     Mods(),
     Nlist(),

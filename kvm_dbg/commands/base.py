@@ -7,7 +7,7 @@ command line, gdb and lldb.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class Command(ABC):
     """One command of the list. Subclasses set the attributes and implement `configure` and `run`.
 
     columns: those of its answer, where no option asks for others. needs_kernel: False for commands that work without
-    an opened kernel (help, identify, ...).
+    an opened kernel (help, identify, ...). watchable: it has --watch and --count, which ask it again and again.
+    moving: of a kernel that runs it is always asked so.
     """
 
     name: str
@@ -68,9 +69,15 @@ class Command(ABC):
     columns: tuple[Column, ...]
     examples: tuple[str, ...] = ()
     needs_kernel: bool = True
+    watchable: bool = False
+    moving: bool = False
 
     def configure(self, parser: argparse.ArgumentParser) -> None:  # noqa: B027 - most commands have no arguments
         """Add the command's own arguments; name one's `metavar` PID, ADDRESS, NAME or COMMAND and it completes."""
+
+    def start(self, session: Session, args: Any) -> Callable[[], Table]:
+        """Return what gives the answer, called once for each look; those that compare looks remember the last one."""
+        return lambda: self.run(session, args)
 
     @abstractmethod
     def run(self, session: Session, args: Any) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 from kvm_dbg.commands.base import Cell, Column, Command, Table
 from kvm_dbg.commands.process import for_each_selected
 from kvm_dbg.commands.session import Session
-from kvm_dbg.kernel.resource import OpenFile
+from kvm_dbg.kernel.usage import OpenFile
 
 COLUMNS = (
     Column("PID", "number"),
@@ -37,6 +37,7 @@ class Files(Command):
     name = "files"
     summary = "List the open files of some processes, or of all"
     columns = COLUMNS
+    watchable = True
     examples = ("files 1", "files --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,8 @@ class LoadAvg(Command):
     name = "loadavg"
     summary = "Print the load averages of 1, 5 and 15 minutes"
     columns = COLUMNS
-    examples = ("loadavg", "loadavg --json")
+    watchable = True
+    examples = ("loadavg", "loadavg --json", "loadavg --watch 5")
 
     def run(self, session: Session, args: Any) -> Table:
         load = session.system.read_load_average(session.kernel)

@@ -33,6 +33,7 @@ class Lwps(Command):
     name = "lwps"
     summary = "List the threads of some processes, or of all"
     columns = COLUMNS
+    watchable = True
     examples = ("lwps", "lwps 1 --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ class Mods(Command):
         "/lib/modules, and checked against the image. In gdb and lldb, `kvm mods --load [DIRECTORY]` loads their\n"
         "symbols, those of files below DIRECTORY if one is given."
     )
+    watchable = True
     examples = ("mods", "mods --json")
 
     def run(self, session: Session, args: Any) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from typing import Any
 
 from kvm_dbg.commands.address import add_image_arguments
@@ -11,7 +12,9 @@ from kvm_dbg.commands.coverage import describe_coverage
 from kvm_dbg.commands.render import printable
 from kvm_dbg.commands.session import OpenRequest, Session, sort_files
 from kvm_dbg.errors import UsageError
+from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
+from kvm_dbg.image.through import WriteThroughImage
 
 COLUMNS = (
     Column("OPEN", "bool"),
@@ -27,21 +30,24 @@ COLUMNS = (
     Column("MISSING", "lines", "what is not there, and what that costs"),
     Column("COVERAGE"),
     Column("WRITTEN", "size", "changed in the private copy, in bytes in JSON"),
+    Column("WRITES", "text", "where writes go: to the private copy, the memory itself, or nowhere"),
     Column("QUIRKS", "lines", "what a careful reader wants to know"),
 )
 
 
-def add_open_arguments(parser: argparse.ArgumentParser, *, search: bool = True) -> None:
+def add_open_arguments(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """Add the options that say how to open an image; the same wherever one can be opened.
 
-    search: False where the command has a `--search` of its own, whose directories then count for vmlinux as well.
+    without: options that the command has itself: the directories of its `--search` count for vmlinux as well, its
+    `--force` is not for a kernel file.
     """
     group = parser.add_argument_group("opening")
     group.add_argument("--vmlinux", metavar="FILE", help="the kernel file; without it the usual places are searched")
-    if search:
+    if "--search" not in without:
         group.add_argument("--search", metavar="DIR", action="append", default=[], help="search for vmlinux here first")
     group.add_argument("--kernel", metavar="N", type=int, dest="candidate", help="which of several kernels, from 1")
-    group.add_argument("--force", action="store_true", help="use a kernel file that does not match")
+    if "--force" not in without:
+        group.add_argument("--force", action="store_true", help="use a kernel file that does not match")
     group.add_argument("--patch", metavar="FILE", help="changes to make in the private copy, from `write --save`")
     group.add_argument(
         "--layout", metavar="FILE", help="a layout file, used instead of the types of a BSD's kernel file"
@@ -49,6 +55,7 @@ def add_open_arguments(parser: argparse.ArgumentParser, *, search: bool = True) 
     group.add_argument(
         "--live", action="store_true", help="the memory of this machine; with an image, the RAM of a guest that runs"
     )
+    group.add_argument("--write", action="store_true", help="let memory that is live be written to")
     add_image_arguments(group)
 
 
@@ -69,12 +76,13 @@ def request_of(args: Any, files: list[str], index_directory: str | None, search:
         format=args.format,
         offset=args.offset,
         candidate=args.candidate,
-        force=args.force,
+        force=getattr(args, "force", False),
         layout=args.layout,
         patch=args.patch,
         search=(*args.search, *search),
         index_directory=index_directory,
         live=args.live or not images,
+        write=args.write,
     )
 
 
@@ -99,9 +107,17 @@ def status_table(session: Session) -> Table:
         list(sources.missing),
         describe_coverage(image),
         image.written if isinstance(image, OverlayImage) else 0,
+        where_writes_go(image),
         [*image.info.quirks, *getattr(kernel, "quirks", ())],
     )
     return Table(COLUMNS, [row], single=True)
+
+
+def where_writes_go(image: MemoryImage) -> str:
+    """Return what becomes of writes."""
+    if isinstance(image, OverlayImage):
+        return "a private copy"
+    return "the memory itself" if isinstance(image, WriteThroughImage) else "refused"
 
 
 class Open(Command):
@@ -113,9 +129,16 @@ class Open(Command):
     description = (
         "A named kernel file is checked against the image. Without one the usual places are searched.\n"
         "The parts of a split dump may be given in any order.\n"
-        "Without any image it is the memory of this machine, which takes root: /proc/kcore, /dev/mem or /dev/crash."
+        "Without any image it is the memory of this machine, which takes root: /proc/kcore, /dev/mem or /dev/crash.\n"
+        "Live memory is read only, unless --write says that it may be written to as well: /dev/mem, or a guest's RAM."
     )
-    examples = ("open vmlinux vmcore", "open vmcore", "open ram.bin --base 0x40000000", "open --live")
+    examples = (
+        "open vmlinux vmcore",
+        "open vmcore",
+        "open ram.bin --base 0x40000000",
+        "open --live",
+        "open --live --write vmlinux ram",
+    )
     needs_kernel = False
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -7,15 +7,18 @@ everywhere, whatever the terminal, since it also stands in the documentation.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import NoReturn
 
 from kvm_dbg.commands.base import Command
+from kvm_dbg.commands.watch import add_watch_arguments
 from kvm_dbg.errors import UsageError
 
 HELP_WIDTH = 100  # columns
+NUMBER = re.compile(r"\d+(\.\d+)?")
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +54,7 @@ class Parser(argparse.ArgumentParser):
         option = self.find_option(word)
         if option is None or option.nargs == 0:
             return False
-        return option.nargs != "?" or after.isdecimal()  # those that may have a value have a number
+        return option.nargs != "?" or NUMBER.fullmatch(after) is not None  # those that may have a value have a number
 
     def option_words(self) -> list[str]:
         """Return the long options, sorted."""
@@ -99,6 +102,8 @@ class CommandParser(Parser):
         output.add_argument("--json", dest="output", action="store_const", const="json", help="print JSON")
         output.add_argument("--csv", dest="output", action="store_const", const="csv", help="print CSV")
         command.configure(self)
+        if command.watchable:
+            add_watch_arguments(self)
 
 
 def example_lines(command: Command, program: str, with_image: bool) -> list[str]:

@@ -49,7 +49,15 @@ class Procs(Command):
     summary = "List the processes, as ps would have shown them"
     columns = COLUMNS
     description = "A cell that the image has no bytes for is `-` (null in JSON); UNREAD in JSON names such fields."
-    examples = ("procs", "procs --pid 1 --json", "procs --state D", "procs --tree", "procs --threads")
+    watchable = True
+    examples = (
+        "procs",
+        "procs --pid 1 --json",
+        "procs --state D",
+        "procs --tree",
+        "procs --threads",
+        "procs --state R --watch 1",
+    )
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

@@ -33,6 +33,7 @@ class Read(Command):
         "ADDRESS is a number, SYMBOL or SYMBOL+OFFSET; in the kernel's address space, in a process's with --pid, or\n"
         "physical (a number) with --phys. Bytes that the image does not have are shown as -- and make the command fail."
     )
+    watchable = True
     examples = ("read linux_banner 128", "read --phys 0x1000 64 --json", "read init_task 64 --raw init_task.bin")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

@@ -77,10 +77,12 @@ def format_size(size: int) -> str:
 
 def format_cell(column: Column, cell: Cell) -> str:
     """Return a cell as text for people; None is "-"."""
-    if cell is None:
-        return "-"
     if isinstance(cell, str):
         return printable(cell)
+    if cell is None:
+        return "-"
+    if type(cell) is int and column.kind == "number":  # most cells are
+        return str(cell)
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     if isinstance(cell, list):
@@ -156,16 +158,23 @@ def _render_columns(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -
         yield line([format_cell(column, cell) for column, cell in zip(columns, row, strict=True)])
 
 
+def row_object(columns: Sequence[Column], row: Sequence[Cell]) -> dict[str, Cell]:
+    """Return a row as JSON shall have it."""
+    return {
+        column.key: json_cell(column, cell) if isinstance(cell, float) or column.kind == "address" else cell
+        for column, cell in zip(columns, row, strict=True)
+    }
+
+
 def render_json(table: Table) -> Iterator[str]:
     """Yield one object if single, else an array with one object per line; valid JSON even if the rows fail midway."""
     import json
 
-    keys = [column.key for column in table.columns]
     graded = {} if table.grade is None else {"grade": table.grade}
+    encode = json.JSONEncoder().encode
 
     def text(row: Sequence[Cell]) -> str:
-        cells = [json_cell(column, cell) for column, cell in zip(table.columns, row, strict=True)]
-        return json.dumps(dict(zip(keys, cells, strict=True)) | graded)
+        return encode(row_object(table.columns, row) | graded)
 
     if table.single:
         for row in table.rows:

@@ -11,6 +11,7 @@ from kvm_dbg.commands.base import Command
 from kvm_dbg.commands.parser import CommandParser
 from kvm_dbg.commands.render import RENDERERS, printable
 from kvm_dbg.commands.session import Session
+from kvm_dbg.commands.watch import find_interval, watch
 from kvm_dbg.errors import KvmDbgError, UsageError
 
 HELP_WORDS = ("-h", "--help")
@@ -53,8 +54,12 @@ def run_parsed(session: Session, command: Command, args: Any) -> Iterator[str]:
     """
     if command.needs_kernel:
         session.require_kernel()
-        if session.image.live:
-            session.refresh()
+    interval = find_interval(session, command, args)
+    if interval is not None:
+        yield from watch(session, command, args, interval)
+        return
+    if command.needs_kernel and session.image.live:
+        session.refresh()
     table = command.run(session, args)
     output = args.output or "text"
     if output == "json" and command.needs_kernel:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from kvm_dbg.errors import CommandError, FileAccessError, KvmDbgError, SymbolNotFound, UsageError
+from kvm_dbg.errors import CommandError, ConfirmationError, FileAccessError, KvmDbgError, SymbolNotFound, UsageError
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.image.patch import apply_patch, read_patch
+from kvm_dbg.image.through import WriteThroughImage
 from kvm_dbg.kernel import find_symbols, open_kernel, system_of
 from kvm_dbg.kernel.base import GRADES, Check, Kernel, OperatingSystem, Thread
 from kvm_dbg.symbols.base import Symbol
@@ -29,7 +30,7 @@ class OpenRequest(NamedTuple):
     which kernel of several (from 1). force: use a vmlinux that does not match. layout: a layout file with types. patch:
     a file of changes to make in the private copy. search: directories to look for vmlinux in, before the usual ones.
     index_directory: where indexes are kept, None for no index. live: memory changes while it is read; without images,
-    that of this machine.
+    that of this machine. write: what is written goes into that memory itself.
     """
 
     images: tuple[str, ...]
@@ -45,6 +46,7 @@ class OpenRequest(NamedTuple):
     search: tuple[str, ...] = ()
     index_directory: str | None = None
     live: bool = False
+    write: bool = False
 
 
 def sort_files(files: list[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -96,6 +98,8 @@ class Session:
         progress: called with a line of text when something takes long.
         color: whether what reads the output is a terminal that shows colours.
         index_directory, search: what `open` uses where the user does not say.
+        attended: somebody is there who has to agree to the first write into a running kernel.
+        ask: asks a question, to be answered by yes or no; None where only the debugger can do that.
     """
 
     def __init__(
@@ -112,6 +116,8 @@ class Session:
         self.last_error = ""
         self.color = False
         self.progress = progress
+        self.attended = False
+        self.ask: Callable[[str], bool] | None = None
         self._kernel: Kernel | None = None
         self._grades: dict[str, str | None] = {}
 
@@ -176,12 +182,15 @@ class Session:
             format=request.format,
             offset=request.offset,
             live=request.live,
+            write=request.write,
             cache_directory=request.index_directory,
             progress=self.progress,
         )
-        image = OverlayImage(given)
+        image = self._cover(given, request)
         try:
             if request.patch is not None:
+                if not isinstance(image, OverlayImage):
+                    raise CommandError(f"{given.paths[0]}: --patch is for dumps; a running kernel has no private copy")
                 apply_patch(image, read_patch(request.patch), request.patch)
             kernel = open_kernel(
                 image,
@@ -203,6 +212,30 @@ class Session:
         self.request = request
         self._kernel = kernel
         return kernel
+
+    def _cover(self, image: MemoryImage, request: OpenRequest) -> MemoryImage:
+        """Return an image that takes writes: a dump's private copy, live memory itself, or none of the two."""
+        if request.write:
+            return WriteThroughImage(image, confirmed=not self.attended)
+        return image if image.live else OverlayImage(image)  # a copy of what moves would hide what it becomes
+
+    def confirm(self, error: ConfirmationError) -> None:
+        """Ask for somebody's word on writes into a running kernel; it counts until the image is closed.
+
+        Raises:
+            ConfirmationError: `error`, where nobody can be asked here.
+            CommandError: the answer was no.
+        """
+        if self.ask is None:
+            raise error
+        if not self.ask(error.question):
+            raise CommandError("not written: the answer was no")
+        self.allow_writes()
+
+    def allow_writes(self) -> None:
+        """Take it that somebody has agreed to writes into a running kernel."""
+        if self.is_open and isinstance(self.image, WriteThroughImage):
+            self.image.confirmed = True
 
     def refresh(self) -> None:
         """Forget what was read from memory. Raises CommandError if the kernel is another one than was opened."""

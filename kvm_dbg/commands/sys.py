@@ -43,6 +43,7 @@ class Sys(Command):
     name = "sys"
     summary = "Show the system, its state, and what it panicked of"
     columns = COLUMNS
+    watchable = True
     examples = ("sys", "sys --json")
 
     def run(self, session: Session, args: Any) -> Table:

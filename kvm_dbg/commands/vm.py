@@ -31,6 +31,7 @@ class Vm(Command):
     name = "vm"
     summary = "List the mappings of a process, as /proc/PID/maps does"
     columns = COLUMNS
+    watchable = True
     examples = ("vm 1", "vm 1 --json")
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

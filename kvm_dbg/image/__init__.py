@@ -32,6 +32,7 @@ class Options(NamedTuple):
     cache_directory: str | None = None
     progress: Progress | None = None
     live: bool = False
+    write: bool = False
 
 
 class ImageFormat(NamedTuple):
@@ -192,6 +193,7 @@ def open_image(
     format: str | None = None,  # noqa: A002 - the word of the field
     offset: int | None = None,
     live: bool = False,
+    write: bool = False,
     cache_directory: str | None = None,
     progress: Progress | None = None,
 ) -> MemoryImage:
@@ -205,6 +207,7 @@ def open_image(
         offset: where the dump starts in a dump partition, in bytes (of FreeBSD's: one of its two headers); without it,
             it is searched for.
         live: memory that changes while it is read: this machine's, or raw RAM that a running guest has as a file.
+        write: open it so that `MemoryImage.put` can change it; for memory that is live.
         cache_directory: where compressed files are kept decompressed; None for temporary files.
         progress: called with a line of text now and then while a file is decompressed.
 
@@ -214,17 +217,22 @@ def open_image(
         FormatError: a file is a memory image, but damaged where it cannot be read without.
         CommandError: the arguments contradict each other or the file.
     """
+    from kvm_dbg.image.live import is_live, open_live
+
     names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not names and live:
-        from kvm_dbg.image.live import open_live
-
-        return open_live()
+        return open_live(writable=write)
     if not names:
         raise CommandError("no file to open was given")
     known = [entry.name for entry in FORMATS]
     if format is not None and format not in known:
         raise CommandError(f"no format is called {format!r}: one of {', '.join(known)}")
-    options = Options(base, hole, format, offset, cache_directory, progress, live)
+    options = Options(base, hole, format, offset, cache_directory, progress, live, write)
+    if write and not live and not is_live(names[0]):
+        raise CommandError(
+            f"{os.fspath(names[0])}: --write is for memory that is live (--live); what is written into a dump goes into"
+            " a private copy, without any option"
+        )
     sources: list[Source] = []
     try:
         for name in names:
@@ -243,7 +251,9 @@ def _open_source(path: str | os.PathLike[str], options: Options) -> Source:
     """Open a file, and look through compression, and through a flattened stream unless it was said to be raw."""
     from kvm_dbg.image.live import LiveSource, is_live
 
-    return LiveSource(path) if is_live(path) else _look_through(FileSource(path), options)
+    if is_live(path):
+        return LiveSource(path, writable=options.write)
+    return _look_through(FileSource(path, writable=options.write), options)
 
 
 def _look_through(source: Source, options: Options) -> Source:

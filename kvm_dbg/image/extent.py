@@ -154,6 +154,24 @@ class ExtentImage(MemoryImage):
             yield Piece(paddr, stop - paddr, extent.presence, data)
             paddr = stop
 
+    def put(self, paddr: int, data: bytes) -> None:
+        places: list[tuple[int, bytes]] = []
+        end = paddr + len(data)
+        at = paddr
+        for extent in self._extents:
+            if extent.end <= at or at < extent.start or at >= end:
+                continue
+            if extent.presence is not Presence.PRESENT:
+                break
+            stop = min(end, extent.end)
+            places.append((at + extent.shift, data[at - paddr : stop - paddr]))
+            at = stop
+        if at < end:
+            missing = next(piece for piece in self.pieces(at, end - at) if piece.data is None)
+            raise NotInImageError(missing.paddr, missing.size, missing.presence.value, self.paths[0])
+        for offset, part in places:
+            self._source.write(offset, part)
+
     def for_each_chunk(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
         for run in self.coverage(start, end):
             if run.presence is not Presence.PRESENT:

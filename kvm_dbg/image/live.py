@@ -22,7 +22,7 @@ from kvm_dbg.errors import FileAccessError, NotInImageError, UnknownFormatError
 from kvm_dbg.image.base import ImageInfo, Note, Piece, Presence
 from kvm_dbg.image.extent import Extent, ExtentImage, arrange
 from kvm_dbg.image.note import MAX_AREA, VMCOREINFO, find_vmcoreinfo_value, read_notes
-from kvm_dbg.image.source import Source
+from kvm_dbg.image.source import Source, write_at
 
 NAME = "live"
 KCORE, DEV_MEM, DEV_CRASH = "/proc/kcore", "/dev/mem", "/dev/crash"
@@ -39,6 +39,14 @@ RAM_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) : System RAM", re.MULTILINE)
 STRICT = (
     "the kernel was built with CONFIG_STRICT_DEVMEM: this memory can be read only through /proc/kcore"
     " (CONFIG_PROC_KCORE), or from a kernel built without CONFIG_STRICT_DEVMEM"
+)
+NO_WRITE = (
+    "cannot be written to: the kernel has no such operation; /dev/mem can, of a kernel without CONFIG_STRICT_DEVMEM,"
+    " and /dev/crash if its driver was built for it"
+)
+REFUSED = (
+    "the kernel refuses this write (CONFIG_STRICT_DEVMEM, a lockdown, or a driver that only reads); the bytes are as"
+    " they were"
 )
 PRIVILEGE = (
     "reading the memory of this machine takes root, or the capabilities CAP_SYS_RAWIO and CAP_DAC_READ_SEARCH"
@@ -57,17 +65,24 @@ def is_live(path: str | os.PathLike[str]) -> bool:
 class LiveSource(Source):
     """A memory device: read at offsets, never mapped, without a size that would mean anything.
 
+    Args:
+        path: the device.
+        writable: open it for writing as well.
+
     Raises:
-        FileAccessError: missing, no privilege, or locked down; says what it takes.
+        FileAccessError: missing, no privilege, or locked down, or not for writing; says what it takes.
     """
 
     size = (1 << 63) - 1  # bytes: the last offset that pread(2) takes
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
         self.path = os.fspath(path)
         self._descriptor = -1
+        self._writable = writable
+        if writable and os.path.realpath(path) == KCORE:
+            raise FileAccessError(self.path, NO_WRITE)
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._descriptor = os.open(self.path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
             raise FileAccessError(self.path, _why_closed(error)) from error
 
@@ -86,6 +101,17 @@ class LiveSource(Source):
             offset += len(data)
             size -= len(data)
         return b"".join(parts)
+
+    def write(self, offset: int, data: bytes) -> None:
+        if not self._writable:
+            super().write(offset, data)
+        try:
+            write_at(self._descriptor, self.path, offset, data)
+        except FileAccessError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.EPERM, errno.EINVAL, errno.EBADF):
+                raise FileAccessError(self.path, f"offset {offset:#x}: {cause.strerror}: {REFUSED}") from cause
+            raise
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -261,27 +287,29 @@ def _read_placed_note(image: LiveImage, place: str = VMCOREINFO_PLACE) -> tuple[
     return tuple(note for note in notes if note.name == VMCOREINFO)
 
 
-def open_live() -> LiveImage:
+def open_live(*, writable: bool = False) -> LiveImage:
     """Return the memory of this machine, by the first of its devices that shows it.
+
+    writable: by the first that can be written to as well.
 
     Raises:
         FileAccessError: none does; says of each why.
     """
     problems: list[str] = []
-    denied = False
+    denied: FileAccessError | UnknownFormatError | None = None
     for path in PATHS:
         source: LiveSource | None = None
         try:
-            source = LiveSource(path)
+            source = LiveSource(path, writable=writable)
             return open_device(source)
         except (FileAccessError, UnknownFormatError) as error:
             if source is not None:
                 source.close()
             text = str(error)
             if PRIVILEGE in text:  # said once
-                denied = True
+                denied = denied or error
                 text = text.replace(f": {PRIVILEGE}", "")
             problems.append(text)
-    if denied:
-        raise FileAccessError(KCORE, f"{problems[0].partition(': ')[2]}: {PRIVILEGE}")
+    if denied is not None:
+        raise denied
     raise FileAccessError("the memory of this machine", "cannot be read:\n  " + "\n  ".join(problems))

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import eq, itemgetter
 
 from kvm_dbg.errors import NotInImageError
-from kvm_dbg.image.base import ImageInfo, MemoryImage, Piece, Presence, Range
+from kvm_dbg.image.base import MemoryImage, Piece, Presence, Range
 from kvm_dbg.image.writable import Part, WritableImage
 
 
@@ -20,18 +20,9 @@ class OverlayImage(WritableImage):
     """
 
     def __init__(self, image: MemoryImage) -> None:
-        super().__init__()
-        self.image = image
-        self.paths = image.paths
-        self.notes = image.notes
-        self.page_map = image.page_map
-        self.live = image.live
+        super().__init__(image)
         self._starts: list[int] = []
         self._blocks: list[bytearray] = []
-
-    @property
-    def info(self) -> ImageInfo:
-        return self.image.info
 
     @property
     def written(self) -> int:

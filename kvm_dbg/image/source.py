@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kvm_dbg.errors import FileAccessError, UnknownFormatError
+from kvm_dbg.errors import CommandError, FileAccessError, UnknownFormatError
 
 
 class Stretch(NamedTuple):
@@ -51,6 +51,15 @@ class Source(ABC):
             FileAccessError: the operating system reports an error.
         """
 
+    def write(self, offset: int, data: bytes) -> None:
+        """Write into the file itself.
+
+        Raises:
+            CommandError: it was opened for reading only, or is of a kind that cannot be written.
+            FileAccessError: the operating system refuses it, or only a part was written; says how much.
+        """
+        raise CommandError(f"{self.path} cannot be written to ({len(data)} bytes at offset {offset:#x})")
+
     def describe(self) -> tuple[tuple[str, str], ...]:
         """Return the lines of `ImageInfo.details` that tell of the file itself."""
         return (("container", self.container),) if self.container else ()
@@ -82,17 +91,24 @@ class Source(ABC):
 class FileSource(Source):
     """A plain file.
 
+    Args:
+        path: the file.
+        writable: open it for writing as well. What is written is seen by reads, mapped or not: both are of the
+            kernel's one page cache.
+
     Raises:
         FileAccessError: missing, a directory, a device, no permission.
         UnknownFormatError: empty.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
         self.path = os.fspath(path)
+        self._writable = writable
         self._map: mmap.mmap | None = None
         self._descriptor = -1
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
+            flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO must not block
+            descriptor = os.open(self.path, flags)
         except (OSError, ValueError) as error:
             raise FileAccessError(self.path, getattr(error, "strerror", None) or str(error)) from error
         status = os.fstat(descriptor)
@@ -122,6 +138,11 @@ class FileSource(Source):
             raise FileAccessError(self.path, f"offset {offset:#x}: {error.strerror or error}") from error
         return data
 
+    def write(self, offset: int, data: bytes) -> None:
+        if not self._writable:
+            super().write(offset, data)
+        write_at(self._descriptor, self.path, offset, data)
+
     def map(self) -> mmap.mmap | None:
         if self._map is None:
             try:
@@ -147,6 +168,17 @@ class FileSource(Source):
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def write_at(descriptor: int, path: str, offset: int, data: bytes) -> None:
+    """Write all of `data` at a file's offset. Raises FileAccessError, which says how much was written before."""
+    done = 0
+    try:
+        while done < len(data):
+            done += os.pwrite(descriptor, data[done:], offset + done)
+    except OSError as error:
+        part = f", after {done} of {len(data)} bytes" if done else ""
+        raise FileAccessError(path, f"writing at offset {offset + done:#x}{part}: {error.strerror or error}") from error
 
 
 def _kind(mode: int) -> str:

@@ -7,17 +7,14 @@ imported when one of its kernels is opened.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from kvm_dbg.arch.base import Paging, Walk
 from kvm_dbg.errors import CommandError, KernelNotFoundError, UnsupportedError
 from kvm_dbg.image.base import MemoryImage
-from kvm_dbg.kernel.base import AddressSpaceReader, Kernel, OperatingSystem
+from kvm_dbg.kernel.base import Kernel, OperatingSystem
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import Symbol
-
-if TYPE_CHECKING:
-    from kvm_dbg.image.writable import Change, WritableImage
 
 Progress = Callable[[str], None]
 
@@ -302,41 +299,3 @@ def walk_address(kernel: Kernel, vaddr: int, task: int | None = None) -> Walk:
     if not isinstance(space, ImageSpace):
         raise CommandError("this address space has no page tables to show")
     return space.walk(vaddr)
-
-
-def write_memory(kernel: Kernel, space: AddressSpaceReader, vaddr: int, data: bytes) -> Change:
-    """Write `data` at `vaddr` of `space` into the image's private copy; every space of the image sees it.
-
-    Raises:
-        NotMappedError, ReadError: an address is not mapped; nothing is written then.
-        CommandError: the image cannot be written to.
-    """
-    image = _writable(kernel)
-    page_size = 1 << kernel.arch.page_shift
-    pieces = []
-    done = 0
-    while done < len(data):
-        length = min(page_size - (vaddr + done) % page_size, len(data) - done)
-        pieces.append((space.translate(vaddr + done), data[done : done + length]))
-        done += length
-    change = image.change(vaddr, pieces)
-    if isinstance(space, ImageSpace):
-        space.invalidate()
-    return change
-
-
-def undo_write(kernel: Kernel) -> Change:
-    """Take back what was written last, and return it. Raises CommandError if there is nothing."""
-    change = _writable(kernel).undo()
-    space = system_of(kernel).kernel_space(kernel)
-    if isinstance(space, ImageSpace):
-        space.invalidate()
-    return change
-
-
-def _writable(kernel: Kernel) -> WritableImage:
-    from kvm_dbg.image.writable import WritableImage
-
-    if not isinstance(kernel.image, WritableImage):
-        raise CommandError("this image was opened for reading only")
-    return kernel.image

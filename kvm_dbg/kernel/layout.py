@@ -99,7 +99,8 @@ class Layout:
         """Return the record at `address` from `data`, the `size` bytes from `start` on."""
         numbers: dict[str, int] = {}
         for unpacker, names in self._groups:
-            numbers.update(zip(names, unpacker.unpack_from(data), strict=True))
+            found = dict(zip(names, unpacker.unpack_from(data)))  # noqa: B905 - as many as the format has, by its making
+            numbers = numbers | found if numbers else found
         return Record(self, address, data, numbers)
 
     def read(self, memory: Memory, address: int) -> Record:

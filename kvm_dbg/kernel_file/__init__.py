@@ -32,7 +32,8 @@ from kvm_dbg.symbols.kallsyms import JoinedSymbols
 
 if TYPE_CHECKING:
     from kvm_dbg.debuginfo.btf import BtfTypes
-    from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem, UnwindTable
+    from kvm_dbg.kernel.base import Area, Kernel, OperatingSystem
+    from kvm_dbg.kernel.unwind_rule import UnwindTable
     from kvm_dbg.symbols.base import SymbolColumns
 
 LAYOUT = 4  # of what is kept in caches: raise it when what is made changes

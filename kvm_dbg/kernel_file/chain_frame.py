@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.elf import SHT_NOBITS, SHT_PROGBITS, SHT_STRTAB
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.leb128 import encode_signed, encode_unsigned
 
 CFA_UNDEFINED, CFA_DEF, CFA_DEF_EXPRESSION = 0x07, 0x0C, 0x0F

@@ -28,7 +28,7 @@ from operator import sub
 from typing import Any, NamedTuple
 
 from kvm_dbg.elf import SHT_PROGBITS
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.elf_writer import Section, memory_section, write_elf
 from kvm_dbg.kernel_file.frame_rule import (
     AT_CALL,

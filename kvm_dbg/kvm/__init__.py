@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 from kvm_dbg.errors import CommandError, KvmDbgError
+from kvm_dbg.image.live import is_live
 from kvm_dbg.kernel.base import Process
 from kvm_dbg.kvm.constant import (
     ELF_TYPES,
@@ -112,8 +113,9 @@ def kvm_openfiles(
         corefile: the image, or the parts of a split one; with the option format="netbsd-dump" a dump partition, on
             which `kvm_dump_mkheader` finds the dump. None for the memory of this machine.
         swapfile: accepted for the manual's sake; None.
-        flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy. Or KVM_NO_FILES: all files are ignored, and
-            /proc tells of processes and load averages.
+        flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy of a dump's memory, and into live memory
+            itself, as kvm(3) has it: for that /dev/mem is opened, since /proc/kcore is read-only. Or KVM_NO_FILES: all
+            files are ignored, and /proc tells of processes and load averages.
         errbuf: takes the error's text.
         **options: those of `kvm_dbg.open`, such as index_directory.
     """
@@ -126,6 +128,8 @@ def kvm_openfiles(
             raise CommandError(f"{swapfile}: swap files are not read")
         if corefile is None:
             return open_kvm((), execfile, writable=flags != O_RDONLY, live=True, **options)
+        if options.get("live") or (isinstance(corefile, str) and is_live(corefile)):
+            return open_kvm(corefile, execfile, writable=flags != O_RDONLY, **options)
         return open_descriptor(corefile, execfile, writable=flags != O_RDONLY, **options)
     except KvmDbgError as error:
         if errbuf is not None:

@@ -9,9 +9,11 @@ from typing import NamedTuple, Self
 from kvm_dbg.errors import CommandError, KvmDbgError, SymbolNotFound
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage, PartialRead
+from kvm_dbg.image.live import is_live
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.image.source import Source
-from kvm_dbg.kernel import KernelOptions, find_symbols, open_kernel, system_of, write_memory
+from kvm_dbg.image.through import WriteThroughImage
+from kvm_dbg.kernel import KernelOptions, find_symbols, open_kernel, system_of
 from kvm_dbg.kernel.base import (
     AddressSpaceReader,
     Kernel,
@@ -23,8 +25,9 @@ from kvm_dbg.kernel.base import (
     Process,
     SystemSummary,
 )
-from kvm_dbg.kernel.resource import OpenFile
 from kvm_dbg.kernel.space import ImageSpace, header_space
+from kvm_dbg.kernel.usage import OpenFile
+from kvm_dbg.kernel.write import write_memory
 from kvm_dbg.kvm.constant import (
     KERN_PROC_ALL,
     KERN_PROC_GID,
@@ -194,7 +197,11 @@ class Kvm:
         return self.space(pid).read_partial(address, size)
 
     def write(self, address: int, data: bytes, *, pid: int | None = None) -> None:
-        """Write into the private copy of memory; the file never changes. Raises CommandError, ReadError."""
+        """Write into the private copy of a dump's memory, whose file never changes, or into live memory itself.
+
+        Raises:
+            CommandError, ReadError, FileAccessError: as `write_memory`.
+        """
         if not self.writable:
             raise CommandError(read_only(self.system))
         write_memory(self.kernel, self.space(pid), address, data)
@@ -303,7 +310,7 @@ def open_kvm(
     Args:
         images: the path of the image, or the paths of a split image's parts.
         vmlinux: the kernel file; without one the usual places and `search` are searched.
-        writable: allow `write`, into a private copy.
+        writable: allow `write`, into a private copy of a dump's memory; into live memory itself.
         base: physical address of raw RAM's first byte.
         hole: (start, end) of the hole in raw RAM.
         format: a reader's name, for a file that is not recognised.
@@ -319,10 +326,15 @@ def open_kvm(
         KvmDbgError: the image or the named kernel file cannot be used.
     """
     paths = (images,) if isinstance(images, str) else tuple(images)
-    if live and writable:
-        raise CommandError("memory that changes while it is read can be opened for reading only")
     image = open_image(
-        paths, base=base, hole=hole, format=format, offset=offset, live=live, cache_directory=index_directory
+        paths,
+        base=base,
+        hole=hole,
+        format=format,
+        offset=offset,
+        live=live,
+        write=writable and (live or (len(paths) == 1 and is_live(paths[0]))),
+        cache_directory=index_directory,
     )
     options = KernelOptions(candidate, index_directory, tuple(search), force, layout)
     return join_kernel(image, vmlinux, options, writable=writable)
@@ -332,7 +344,7 @@ def join_kernel(image: MemoryImage, vmlinux: str | None, options: KernelOptions,
     """Find the kernel in an opened image; the image is closed if there is none. Raises as `open_kvm`."""
     try:
         kernel = open_kernel(
-            OverlayImage(image) if writable else image,
+            image if not writable else WriteThroughImage(image) if image.live else OverlayImage(image),
             vmlinux,
             candidate=options.candidate,
             force=options.force,

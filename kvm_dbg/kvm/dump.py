@@ -25,6 +25,7 @@ from kvm_dbg.image.netbsd_kcore_header import (
 )
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.image.source import FileSource
+from kvm_dbg.image.writable import WritableImage
 from kvm_dbg.kernel import KernelOptions
 from kvm_dbg.kvm.descriptor import Kvm, Partition, join_kernel
 from kvm_dbg.kvm.message import NETBSD, NO_HEADER
@@ -145,7 +146,7 @@ def _dump_of(kd: Kvm, text: str) -> NetbsdImage:
     """Return the dump below a descriptor. Raises CommandError with `text` if it has none."""
     kd.check_open()
     image = kd.image if kd.partition is None else None
-    image = image.image if isinstance(image, OverlayImage) else image
+    image = image.image if isinstance(image, WritableImage) else image
     if not isinstance(image, NetbsdImage):
         raise CommandError(text)
     return image

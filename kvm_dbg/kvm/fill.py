@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvm_dbg.kernel.base import Lwp, Process
-from kvm_dbg.kernel.resource import OpenFile
+from kvm_dbg.kernel.usage import OpenFile
 from kvm_dbg.kvm import constant
 from kvm_dbg.kvm.record import KinfoFile, KinfoLwp, KinfoProc, KinfoProc2, KpEproc, KpProc, Pcred, Ucred
 

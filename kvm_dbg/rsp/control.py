@@ -4,7 +4,9 @@ gdb prints what `monitor` says on its standard error and tells nobody whether a 
 packets. So adapters send kvm commands here, get their output as it comes, and know how they ended.
 
     {"run": LINE, "thread": ID} {"text": TEXT}..., then {"done": true} or {"error": TEXT}; ID: the selected thread's;
-                                with "color": true the text may have a terminal's colours
+                                with "color": true the text may have a terminal's colours; with "attended": true it
+                                may end with {"question": TEXT}: nothing was done, and if somebody says yes to it, the
+                                same again with "yes": true will be
     {"interrupt": true}         no answer; what runs ends with {"error": "interrupted"}
     {"complete": LINE}          {"words": [...]}
     {"symbol": NAME}            {"address": "0x..."} or {"error": TEXT}
@@ -35,7 +37,7 @@ import select
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kvm_dbg.errors import KvmDbgError
+from kvm_dbg.errors import ConfirmationError, KvmDbgError
 from kvm_dbg.rsp.stop import ClientGone, Interruptible
 
 if TYPE_CHECKING:
@@ -194,9 +196,16 @@ def _messages(
             tid = request.get("thread")
             session.selected = debugger.target.threads.get(tid) if isinstance(tid, int) else None
             session.color = request.get("color") is True
+            if request.get("yes") is True:
+                session.allow_writes()
             try:
                 for text in run_line(session, line):
                     yield {"text": text}
+            except ConfirmationError as error:
+                if request.get("attended") is not True:
+                    raise
+                yield {"question": error.question}
+                return
             finally:
                 session.selected = None
                 session.color = False  # `monitor` has its output shown by whoever asks
@@ -240,7 +249,7 @@ def _messages(
             module = make_lldb_module(session, request.get("made"))
             yield {"file": module.path, "trap_handlers": module.trap_handlers, "complete": module.complete}
         case {"user": str(words)}:
-            yield users.open(session, words, debugger.run_line)
+            yield users.open(session, words, debugger)
         case {"offsets": False}:
             debugger.text_address = None
             yield {"done": True}

@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from kvm_dbg.kernel.base import UnwindRow
+from kvm_dbg.kernel.unwind_rule import UnwindRow
 from kvm_dbg.kernel_file.frame_rule import DWARF_NUMBERS, INTERRUPT_FRAME, PT_REGS
 from kvm_dbg.kernel_file.leb128 import encode_signed
 

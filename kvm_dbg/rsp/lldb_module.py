@@ -38,7 +38,7 @@ from kvm_dbg.elf import (
     open_elf,
 )
 from kvm_dbg.errors import CommandError, FormatError, ReadError
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.chain_frame import make_chain_eh_frame
 from kvm_dbg.kernel_file.elf_writer import HEADER as ELF_HEADER
 from kvm_dbg.kernel_file.elf_writer import PROGRAM_HEADER, SECTION_HEADER

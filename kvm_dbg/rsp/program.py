@@ -35,6 +35,10 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--socket", metavar="PATH", help="listen on a Unix socket there")
     parser.add_argument("--control", action="store_true", help="speak with an adapter on standard input and output")
+    parser.add_argument(
+        "--attended", action="store_true", help="somebody has to agree before a running kernel is written to"
+    )
+    parser.add_argument("--notices", metavar="DESCRIPTOR", type=int, help="where to say what the protocol cannot")
     add_open_arguments(parser)
     return parser
 
@@ -51,6 +55,7 @@ def run_program(words: Sequence[str], session: Session) -> int:
 
         if problem is not None:
             raise problem
+        session.attended = args.attended
         session.open(request_of(args, args.files, session.index_directory, session.search))
 
     problem: KvmDbgError | None = None
@@ -70,4 +75,6 @@ def run_program(words: Sequence[str], session: Session) -> int:
         sys.stderr.write(
             f"{PROGRAM}: warning: every user of this machine can connect to a port of {LOOPBACK} and read the image\n"
         )
-    return serve(session, open_image, ServeOptions(args.control, args.tcp is not None, args.tcp or 0, args.socket))
+    return serve(
+        session, open_image, ServeOptions(args.control, args.tcp is not None, args.tcp or 0, args.socket, args.notices)
+    )

@@ -22,6 +22,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,13 +48,14 @@ class ServeOptions(NamedTuple):
 
     control: speak with an adapter over standard input and output. tcp: listen on a port of 127.0.0.1 instead of on a
     Unix socket. port: that port, 0 for any free one. path: where the Unix socket is to be, None for a directory of its
-    own.
+    own. notices: a descriptor to write lines to that debuggers do not show, None for nowhere.
     """
 
     control: bool = False
     tcp: bool = False
     port: int = 0
     path: str | None = None
+    notices: int | None = None
 
 
 class Connection:
@@ -244,7 +246,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
     try:
         with interruptible:
             open_image()
-            debugger = _debugger_session(session, interruptible)
+            debugger = _debugger_session(session, interruptible, options.notices)
             ready = facts_of(session, debugger)
             if channel is not None:
                 session.loaded = LoadedSymbols()
@@ -295,7 +297,7 @@ def _on_end(_number: int, _frame: FrameType | None) -> None:
     raise ClientGone
 
 
-def _debugger_session(session: Session, interruptible: Interruptible) -> DebuggerSession:
+def _debugger_session(session: Session, interruptible: Interruptible, notices: int | None = None) -> DebuggerSession:
     from kvm_dbg.commands.run import run_line
     from kvm_dbg.rsp.target import Target
 
@@ -308,7 +310,16 @@ def _debugger_session(session: Session, interruptible: Interruptible) -> Debugge
         lambda line: interruptible.running(run_line(session, line)),
         text_address=text.address if text is not None else None,
         slide=getattr(kernel, "slide", None) or 0,
+        notify=partial(_notify, notices) if notices is not None else None,
     )
+
+
+def _notify(descriptor: int, text: str) -> None:
+    """Write a line where the debugger's user sees it; if that place has gone, nobody misses it."""
+    from kvm_dbg.commands.render import printable
+
+    with contextlib.suppress(OSError):
+        os.write(descriptor, f"kvm: {printable(text)}\n".encode("utf-8", "backslashreplace"))
 
 
 def _announce(channel: ControlChannel | None, message: dict[str, object]) -> None:

@@ -6,7 +6,8 @@ only lldb sends QStartNoAckMode before it.
 
 A dump does not run. Resuming is refused with one clear message, and breakpoints are accepted silently (gdb inserts
 them when it resumes, and its own message about a refused breakpoint would hide ours). Memory writes go into the
-target's private copy; registers cannot be written.
+target's private copy, or into a kernel that runs, if they may; registers cannot be written. Debuggers hide why a write
+was refused behind words of their own, so that is said beside the protocol as well.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class DebuggerSession:
         run_line: runs one kvm command (`monitor ...`) and yields its output.
         text_address: run-time address of the kernel's first byte of text, and `slide`: what was added to its
             link-time address; for qOffsets. None: symbols are placed by somebody else.
+        notify: shows the user a line, beside the protocol; None where nothing can.
 
     Attributes:
         no_ack: neither side acknowledges packets any more.
@@ -49,9 +51,18 @@ class DebuggerSession:
         client: "gdb", "lldb" or "" while unknown.
     """
 
-    def __init__(self, target: Target, run_line: RunLine, *, text_address: int | None = None, slide: int = 0) -> None:
+    def __init__(
+        self,
+        target: Target,
+        run_line: RunLine,
+        *,
+        text_address: int | None = None,
+        slide: int = 0,
+        notify: Callable[[str], None] | None = None,
+    ) -> None:
         self.target = target
         self.run_line = run_line
+        self.notify = notify
         self.text_address = text_address
         self.slide = slide
         self.no_ack = False
@@ -304,7 +315,12 @@ class DebuggerSession:
         if size != len(data):
             raise ProtocolError(f"a memory write announces {size} bytes and carries {len(data)}")
         if data:
-            self.target.write(self._thread, vaddr, data)
+            try:
+                self.target.write(self._thread, vaddr, data)
+            except KvmDbgError as error:
+                if self.notify is not None:
+                    self.notify(str(error))
+                raise
         return b"OK"
 
     # What a dump cannot do, and the end

@@ -15,9 +15,9 @@ from functools import cached_property
 from time import monotonic
 
 from kvm_dbg.errors import CommandError, KvmDbgError, ReadError
-from kvm_dbg.kernel import write_memory
 from kvm_dbg.kernel.base import AddressSpaceReader, Kernel, OperatingSystem, Thread
 from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.kernel.write import write_memory
 from kvm_dbg.rsp.target_xml import TargetDescription, find_description
 
 IDLE_BASE = 10_000_000
@@ -186,10 +186,9 @@ class Target:
             return b"".join(parts)
 
     def write(self, tid: int, vaddr: int, data: bytes) -> None:
-        """Write into the private copy of the image; the file itself never changes.
+        """Write into the private copy of the image, or into a kernel that runs, if it was opened for that.
 
         Raises:
-            ReadError: part of the range is not mapped; nothing is written then.
-            CommandError: this target cannot be written to.
+            ReadError, CommandError, FileAccessError: as `write_memory`.
         """
         write_memory(self.kernel, self.space(tid, vaddr), vaddr, data)

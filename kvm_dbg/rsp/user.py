@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kvm_dbg.commands.mapped_file import MappedFile
     from kvm_dbg.commands.session import Session
     from kvm_dbg.commands.user_process import UserProcess
-    from kvm_dbg.rsp.session import RunLine
+    from kvm_dbg.rsp.session import DebuggerSession
 
 
 class Waiting(NamedTuple):
@@ -41,7 +41,7 @@ class UserProcesses:
         """Return what to select on."""
         return [*self._waiting.values(), *self._connections]
 
-    def open(self, session: Session, line: str, run_line: RunLine) -> dict[str, object]:
+    def open(self, session: Session, line: str, debugger: DebuggerSession) -> dict[str, object]:
         """Listen for a debugger of the process that the words of the command `user` name; return what to do with it.
 
         Raises:
@@ -59,7 +59,8 @@ class UserProcesses:
         target = UserTarget(user, session.system)
         pid = user.process.pid
         self.forget(pid)
-        waiting = self._waiting[pid] = Waiting(Listener(ServeOptions()), UserSession(target, run_line))
+        own = UserSession(target, debugger.run_line, notify=debugger.notify)
+        waiting = self._waiting[pid] = Waiting(Listener(ServeOptions()), own)
         return {"address": waiting.listener.address, "triple": target.description.triple, **_facts(user)}
 
     def forget(self, pid: int) -> None:

@@ -20,8 +20,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import ReadError
-from kvm_dbg.kernel import write_memory
 from kvm_dbg.kernel.base import AddressSpaceReader, OperatingSystem, Thread, UserThread
+from kvm_dbg.kernel.write import write_memory
 from kvm_dbg.rsp.session import DebuggerSession
 from kvm_dbg.rsp.target import Target
 from kvm_dbg.rsp.target_xml import NARROW, WIDE_NAMES, quoted
@@ -77,7 +77,7 @@ class UserTarget(Target):
         return self.user.memory.read(vaddr, size)
 
     def write(self, tid: int, vaddr: int, data: bytes) -> None:
-        """Write into the private copy of the image. Raises ReadError, CommandError; see `Target.write`."""
+        """Write as `Target.write` does; raises the same."""
         write_memory(self.kernel, self.space(tid, vaddr), vaddr, data)
 
     def libraries_xml(self) -> bytes:

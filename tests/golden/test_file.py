@@ -11,7 +11,7 @@ import pytest
 
 from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.layout import decode_text
-from kvm_dbg.kernel.resource import OpenFile
+from kvm_dbg.kernel.usage import OpenFile
 from tests.golden.subject import Subject
 
 ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}

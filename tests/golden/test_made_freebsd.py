@@ -177,14 +177,14 @@ def test_memory_of_processes_is_read(made: Made) -> None:
 
 def test_open_files(made: Made) -> None:
     answer = made.run("files", "700")
-    root, directory, *files = answer.rows
+    root, directory, *others = answer.rows
     assert [(row["fd"], row["role"], row["path"]) for row in (root, directory)] == [
         (None, "root", "/"),
         (None, "wd", "/usr/home"),
     ]
     assert (directory["mode"], directory["inode"]) == ("drwxr-xr-x", 3)
     assert (directory["mount"], directory["rw"]) == ("/usr", "r")
-    rows = {row["fd"]: row for row in files}
+    rows = {row["fd"]: row for row in others}
     shown = {fd: (row["kind"], row["path"], row["flags"], row["offset"], row["inode"]) for fd, row in rows.items()}
     data = {name: hex(made.system.address(name)) for name in ("a_socket", "a_pipe")}
     pts = ("chr", "/dev/pts/0", "0x2", 5, DEVICE)

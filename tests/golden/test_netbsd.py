@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from kvm_dbg.errors import CorruptError, KernelMismatchError, ReadError, UnsupportedError
-from kvm_dbg.kernel import identify_kernels, system_of, write_memory
+from kvm_dbg.kernel import identify_kernels, system_of
 from kvm_dbg.kernel.base import Process
 from kvm_dbg.kernel.netbsd.thread import STRIDE
+from kvm_dbg.kernel.write import write_memory
 from kvm_dbg.kvm.constant import (
     KERN_PROC_GID,
     KERN_PROC_PID,

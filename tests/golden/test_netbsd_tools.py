@@ -16,7 +16,7 @@ from kvm_dbg.kernel import system_of
 from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.layout import read_number, read_pointer
 from kvm_dbg.kernel.netbsd.cpu import read_cpus, read_current_lwps
-from kvm_dbg.kernel.resource import Counter, OpenFile
+from kvm_dbg.kernel.usage import Counter, OpenFile
 from tests.golden.netbsd import Dump
 
 USERS = {0: "root", 1001: "alice"}  # of the guest's password file

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from kvm_dbg.commands.session import OpenRequest, Session
-from kvm_dbg.kernel import write_memory
 from kvm_dbg.kernel.base import Check
 from kvm_dbg.kernel.layout import read_pointer
 from kvm_dbg.kernel.linux.module import for_each_module_record, module_layout
 from kvm_dbg.kernel.linux.task import for_each_leader
+from kvm_dbg.kernel.write import write_memory
 from tests.golden.subject import NAMES, Subject, find_subject
 
 FILTERED = ("args", "env")  # the memory of processes, which a dump level leaves out

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from tests.live.machine import Answer, LiveGuest
 
 KVM = "cd /kvm && python3 -m kvm_dbg.cli"
@@ -42,7 +44,8 @@ def test_open_without_an_image_is_kcore(guest: LiveGuest) -> None:
 
 
 def test_a_user_is_told_what_it_takes(guest: LiveGuest) -> None:
-    for command in ("procs --live", "procs /proc/kcore", "procs /dev/mem", "open"):
+    write = "write --live --write panic_timeout 1 --size 4"
+    for command in ("procs --live", "procs /proc/kcore", "procs /dev/mem", "open", write):
         answer = guest.run(f"{KVM} {command}", uid=1000)
         assert answer.status == 1
         lines = [line for line in answer.text.splitlines() if "no index is kept" not in line]
@@ -73,6 +76,36 @@ def test_a_user_has_proc_without_files(guest: LiveGuest) -> None:
     assert "opened without files" in text
 
 
+FALLBACK = """
+import sys
+from kvm_dbg.errors import ReadError
+from kvm_dbg.kernel.linux import kernel
+from kvm_dbg.symbols import kallsyms_table
+
+def refuse(*_, **__):
+    raise ReadError(0, "it is not there")
+
+kallsyms_table.read_kallsyms = refuse
+kernel._btf_range = lambda _: None
+from kvm_dbg.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_symbols_and_types_that_the_kernel_tells(guest: LiveGuest) -> None:
+    """Its tables in memory are made unreadable: /proc/kallsyms and /sys/kernel/btf have the same."""
+    guest.check(f"cat >/tmp/fallback.py <<'END'\n{FALLBACK}\nEND")
+    program = "cd /kvm && PYTHONPATH=/kvm python3 /tmp/fallback.py"
+    status = json.loads(guest.check(f"{program} status --live --json"))
+    assert (status["symbols"], status["types"]) == ("/proc/kallsyms", "/sys/kernel/btf/vmlinux")
+    assert "symbols are those of /proc/kallsyms, for it is not there" in str(status["quirks"])
+    guest.check("echo 2 >/proc/sys/kernel/kptr_restrict")
+    answer = guest.run(f"{program} status --live")
+    guest.check("echo 0 >/proc/sys/kernel/kptr_restrict")
+    assert answer.status == 1
+    assert "it is not there; /proc/kallsyms: hides the addresses" in answer.text
+
+
 def test_running_threads_say_that_they_run(guest: LiveGuest) -> None:
     answer = guest.check("cd /kvm && exec python3 -m kvm_dbg.cli bt --live $$")
     assert "does not tell its registers while it runs" in answer
@@ -80,22 +113,22 @@ def test_running_threads_say_that_they_run(guest: LiveGuest) -> None:
 
 
 def test_gdb_reads_what_changes(guest: LiveGuest) -> None:
-    """Without a symbol file: reading one made from memory takes gdb minutes in an emulated machine."""
+    """With symbols and types made from memory, which takes an emulated machine most of a minute."""
     words = [
         "source /kvm/gdb/kvm_dbg_gdb.py",
-        "kvm open --live --no-symbols",
-        'set $where = $kvm_nlist("jiffies")',
-        "print *(unsigned long *)$where",
-        "kvm refresh",
-        "print *(unsigned long *)$where",
+        "kvm open --live",
+        "kvm procs --pid 1",
+        "print jiffies",
+        "shell sleep 0.1",
+        "print jiffies",
         "info threads",
-        "kvm loadavg",
     ]
     commands = " ".join(f"-ex '{word}'" for word in words)
-    answer = guest.check(f"KVM_DBG_PYTHON=/usr/bin/python3 gdb -nx -batch {commands} 2>&1")
+    answer = guest.check(f"KVM_DBG_PYTHON=/usr/bin/python3 gdb -nx -batch {commands} 2>&1", timeout=300)
     values = [int(value) for value in re.findall(r"^\$\d+ = (\d+)$", answer, re.MULTILINE)]
     assert len(values) == 2
     assert 0 < values[1] - values[0] < 250 * 60  # HZ is 250
+    assert "agent.sh" in answer
     assert '"kthreadd/2"' in answer
 
 
@@ -110,11 +143,53 @@ def test_strict_dev_mem_is_refused_by_range(guest: LiveGuest) -> None:
     assert "CONFIG_STRICT_DEVMEM" in answer.text
 
 
-def test_dev_mem_says_what_proc_says(guest: LiveGuest) -> None:
-    """Debian's kernels have CONFIG_STRICT_DEVMEM; the function that it adds is made to say yes."""
+@pytest.fixture(scope="module")
+def open_guest(guest: LiveGuest) -> LiveGuest:
+    """The guest, for the rest of the module with all RAM in /dev/mem.
+
+    Debian's kernels have CONFIG_STRICT_DEVMEM; the function that it adds is made to say yes.
+    """
     address = int(guest.check("grep ' devmem_is_allowed$' /proc/kallsyms").split()[0], 16)
     guest.patch(address, ALLOWED)
-    compare(guest, "/dev/mem")
+    return guest
+
+
+def test_dev_mem_says_what_proc_says(open_guest: LiveGuest) -> None:
+    compare(open_guest, "/dev/mem")
+
+
+def test_kcore_is_not_written_to(guest: LiveGuest) -> None:
+    answer = guest.run(f"{KVM} write --write /proc/kcore panic_timeout 1 --size 4")
+    assert answer.status == 1
+    assert "/proc/kcore: cannot be written to: the kernel has no such operation; /dev/mem can" in answer.text
+    answer = guest.run(f"{KVM} write --live panic_timeout 1 --size 4")
+    assert (answer.status, answer.text.splitlines()[-1].split(": ", 1)[1]) == (
+        1,
+        "a running kernel is opened for reading only: `open --write` lets it be written to",
+    )
+
+
+def test_dev_mem_writes_a_sysctl(open_guest: LiveGuest) -> None:
+    guest = open_guest
+    row = json.loads(guest.check(f"{KVM} write --live --write panic_timeout 77 --size 4 --json"))
+    assert (row["symbol"], row["old"], row["new"]) == ("panic_timeout+0x0", "00000000", "4d000000")
+    assert guest.check("cat /proc/sys/kernel/panic") == "77\n"
+    words = [
+        "source /kvm/gdb/kvm_dbg_gdb.py",
+        "kvm open --live --write --no-symbols",
+        'set $place = (int *)$kvm_nlist("panic_timeout")',
+        "print *$place",
+        "set var *$place = 78",
+        "shell cat /proc/sys/kernel/panic",
+        "kvm write --undo",
+        "shell cat /proc/sys/kernel/panic",
+    ]
+    commands = " ".join(f"-ex '{word}'" for word in words)
+    answer = guest.run(f"KVM_DBG_PYTHON=/usr/bin/python3 gdb -nx -batch {commands} 2>&1")
+    lines = answer.text.splitlines()  # gdb's own come when it has enough of them
+    assert "$1 = 77" in lines, answer.text
+    assert [line for line in lines if line.isdecimal()] == ["78", "77"], answer.text
+    guest.check("echo 0 >/proc/sys/kernel/panic")
 
 
 def test_lockdown_is_named(guest: LiveGuest) -> None:

@@ -9,13 +9,16 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kvm_dbg.commands.run import run_line
 from kvm_dbg.commands.session import OpenRequest, Session
-from kvm_dbg.errors import CommandError, KernelMismatchError, KvmDbgError
+from kvm_dbg.errors import CommandError, KernelMismatchError, KvmDbgError, NotInImageError, NotMappedError
+from kvm_dbg.kernel.write import write_memory
+from tests.debuggers.debugger import DEBUGGERS, Missing, by_name, clean_environment, find
 from tests.lab import cache
 from tests.lab.package import obtain_kernel
 from tests.lab.scenario import find_kernel
@@ -139,6 +142,125 @@ def test_the_program_lists_a_thousand(guest: LiveGuest, tmp_path: Path) -> None:
         assert result.stdout.count("sleeper") == SLEEPERS
 
 
+@pytest.fixture
+def writer(guest: LiveGuest) -> Iterator[Session]:
+    """The guest's RAM, opened for writing."""
+    session = Session()
+    session.open(OpenRequest((str(guest.ram),), str(guest.kernel.vmlinux), live=True, write=True))
+    yield session
+    session.close()
+
+
+def sysctl(guest: LiveGuest, name: str) -> str:
+    return guest.check(f"cat /proc/sys/kernel/{name}").strip()
+
+
+def test_what_is_written_the_guest_sees(guest: LiveGuest, writer: Session) -> None:
+    before = {name: sysctl(guest, name) for name in ("panic", "printk", "hostname")}
+    ask_one(writer, "write panic_timeout 77")
+    ask_one(writer, "write console_printk+4 --u32 6")
+    ask_one(writer, f"write {find_text(writer, 'init_uts_ns', b'live'):#x} --text more")
+    assert sysctl(guest, "panic") == "77"
+    assert sysctl(guest, "printk").split()[1] == "6"
+    assert sysctl(guest, "hostname") == "more"
+    assert [row["symbol"] for row in ask(writer, "write --log")][:2] == ["panic_timeout+0x0", "console_printk+0x4"]
+    for _ in before:
+        ask_one(writer, "write --undo")
+    assert {name: sysctl(guest, name) for name in before} == before
+
+
+def test_what_the_guest_has_changed_is_not_taken_back(guest: LiveGuest, writer: Session) -> None:
+    ask_one(writer, "write panic_timeout 77")
+    guest.check("echo 5 >/proc/sys/kernel/panic")
+    with pytest.raises(CommandError, match=r"are 05000000 now, and not 4d000000 any more"):
+        ask(writer, "write --undo")
+    assert sysctl(guest, "panic") == "5"
+    ask_one(writer, "write --undo --force")
+    assert sysctl(guest, "panic") == "0"
+
+
+def test_writes_that_are_refused(guest: LiveGuest, session: Session, writer: Session) -> None:
+    hidden = "/proc/sys/kernel/kptr_restrict"  # 0 shows hashes, 1 shows addresses to root
+    device = int(
+        guest.check(f"echo 1 >{hidden}; grep -m1 ioremap /proc/vmallocinfo; echo 0 >{hidden}").split("-")[0], 16
+    )
+    with pytest.raises(NotInImageError, match=r"is no RAM, by the kernel|is not memory that the image"):
+        ask(writer, f"write {device:#x} --u32 0 --force")
+    for name, text in (
+        ("linux_banner", "is mapped for reading only"),
+        ("do_syscall_64", "is code of the running kernel"),
+        ("sys_call_table", "is mapped for reading only"),
+    ):
+        with pytest.raises(CommandError, match=text):
+            ask(writer, f"write {name} --u8 0")
+    with pytest.raises(NotMappedError):
+        ask(writer, "write 0xffffffffff000000 --u8 0 --force")
+    with pytest.raises(CommandError, match="opened for reading only: `open --write`"):
+        ask(session, "write panic_timeout 1")
+    assert ask(writer, "write --log") == []
+
+
+@pytest.mark.parametrize("name", [debugger.name for debugger in DEBUGGERS])
+def test_a_debuggers_own_writes_reach_the_guest(guest: LiveGuest, name: str) -> None:
+    debugger = find(by_name(name))
+    if isinstance(debugger, Missing):
+        pytest.skip(debugger.reason)
+    opening = f"kvm open --live --write {guest.kernel.vmlinux} {guest.ram}"
+    if debugger.debugger.kind == "gdb":
+        options, word, source = ["-nx", "-batch"], "-ex", "source gdb/kvm_dbg_gdb.py"
+        change, constant = "set var panic_timeout = {}", "set var linux_banner[0] = 0"
+    else:
+        options, word, source = ["--no-lldbinit", "-b"], "-o", "command script import lldb/kvm_dbg_lldb.py"
+        # What fails ends a batch of lldb's; so it is run from within.
+        change = "script lldb.debugger.HandleCommand('memory write -s 4 &panic_timeout {:#x}')"
+        constant = "script lldb.debugger.HandleCommand('memory write -s 1 &linux_banner 0')"
+    lines = [source, opening, change.format(78), "print panic_timeout", "kvm write --log", constant,
+             opening.replace(" --write", ""), change.format(79)]  # fmt: skip
+    result = subprocess.run(
+        [debugger.program, *options, *(part for line in lines for part in (word, line))],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**clean_environment(), "KVM_DBG_PYTHON": sys.executable},
+        timeout=240,
+    )
+    text = result.stdout + result.stderr
+    assert re.search(r"(= |\) )78$", text, re.MULTILINE), text
+    assert re.search(r"panic_timeout\+0x0 +4 00000000 4e000000", text), text
+    assert re.search(r"kvm: linux_banner\+0x0 \(0x[0-9a-f]+\) is mapped for reading only", text), text
+    assert "kvm: a running kernel is opened for reading only: `open --write` lets it be written to" in text, text
+    assert sysctl(guest, "panic") == "78"
+    guest.check("echo 0 >/proc/sys/kernel/panic")
+
+
+def ask_one(session: Session, line: str) -> dict[str, object]:
+    """Return the one object that a command answers."""
+    found: dict[str, object] = json.loads("".join(run_line(session, f"{line} --json")))
+    return found
+
+
+def find_text(session: Session, name: str, text: bytes) -> int:
+    """Return the address of a NUL-terminated text in a variable."""
+    address = session.find_symbol(name).address
+    return address + session.kernel.read(address, 512).index(b"\0" + text + b"\0") + 1
+
+
+def test_top_shows_who_is_busy(guest: LiveGuest, session: Session) -> None:
+    guest.check("(while :; do :; done) >/dev/null & echo $! >/tmp/busy")
+    busy = int(guest.check("cat /tmp/busy"))
+    lines = [json.loads(block) for block in run_line(session, "top --watch 0.5 --count 2 --limit 0 --json")]
+    free = int(re.search(r"MemFree: +(\d+)", guest.check("cat /proc/meminfo"))[1])  # type: ignore[index]
+    text = "".join(run_line(session, "top --count 1"))
+    guest.check("kill $(cat /tmp/busy)")
+    shares = [{row["pid"]: row["pcpu"] for row in line["rows"]} for line in lines]
+    assert all(share[busy] > 5 for share in shares)  # the crowd of the test above may be busy as well
+    assert all(share[1] < share[busy] for share in shares)
+    assert all(list(share.values()) == sorted(share.values(), reverse=True) for share in shares)
+    shown = re.search(r"memory [\d.]+ MiB, ([\d.]+) MiB free", text)
+    assert shown is not None
+    assert abs(float(shown[1]) * 1024 - free) < 16 << 10  # KiB: what is on its way
+
+
 def test_gdb_prints_what_changes(guest: LiveGuest) -> None:
     gdb = shutil.which("gdb") or pytest.skip("no gdb")
     guest.check("(while :; do :; done) >/dev/null & echo $! >/tmp/busy")  # an idle machine counts no jiffies
@@ -189,7 +311,7 @@ def test_a_file_shorter_than_the_memory(guest: LiveGuest, copy: Path, tmp_path: 
 def test_a_file_with_another_kernel_in_it(guest: LiveGuest, copy: Path) -> None:
     """As after a restart: where the kernel's own name was, there is another one."""
     session = Session()
-    session.open(OpenRequest((str(copy),), str(guest.kernel.vmlinux), live=True))
+    session.open(OpenRequest((str(copy),), str(guest.kernel.vmlinux), live=True, write=True))
     ask(session, "loadavg")
     names = session.find_symbol("init_uts_ns").address
     release = guest.kernel.release.encode()
@@ -202,4 +324,6 @@ def test_a_file_with_another_kernel_in_it(guest: LiveGuest, copy: Path) -> None:
         file.write(b"0" * len(release))
     with pytest.raises(CommandError, match=r"is not the one that was opened any more .*open it again"):
         ask(session, "loadavg")
+    with pytest.raises(CommandError, match="is not the one that was opened any more"):  # as a debugger's own writes do
+        write_memory(session.kernel, session.system.kernel_space(session.kernel), names, b"x")
     session.close()

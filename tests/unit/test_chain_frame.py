@@ -10,7 +10,7 @@ import pytest
 from kvm_dbg.arch import find_arch
 from kvm_dbg.arch.base import Arch
 from kvm_dbg.elf import open_elf
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.chain_frame import make_chain_file
 from kvm_dbg.rsp.frame_table import read_covered
 

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def words_for(name: str, image: str) -> list[str]:
 def test_the_list_is_the_promised_one() -> None:
     promised = (
         "open close status geterr identify nlist read write vtop procs lwps bt args env files vm user gcore"
-        " vmlinux layout loadavg vmstat log sys mods selftest refresh thread help"
+        " vmlinux layout loadavg top vmstat log sys mods selftest refresh thread help"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
@@ -499,7 +500,9 @@ def test_write_tells_that_the_file_stays_as_it_is(little: Little, capsys: Captur
     with open(little.image, "rb") as file:
         before = file.read()
     answer = ask(capsys, "write", little.image, "counter", "--u32", "0x01020304")
-    assert answer == {"address": hex(DATA + 64), "size": 4, "old": "00000000", "new": "04030201"}
+    assert datetime.now(UTC) - datetime.fromisoformat(answer.pop("time")) < timedelta(minutes=5)
+    place = {"address": hex(DATA + 64), "symbol": "counter+0x0"}
+    assert answer == {**place, "size": 4, "old": "00000000", "new": "04030201"}
     assert "the image file is unchanged" in run(capsys, "write", little.image, "counter", "--text", "hi")
     with open(little.image, "rb") as file:
         assert file.read() == before

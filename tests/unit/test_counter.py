@@ -17,7 +17,7 @@ from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.linux import vmstat
 from kvm_dbg.kernel.netbsd import counter
 from kvm_dbg.kernel.netbsd.vnode import VnodeReader
-from kvm_dbg.kernel.resource import Counter
+from kvm_dbg.kernel.usage import Counter
 from kvm_dbg.symbols.base import Symbol
 from kvm_dbg.symbols.kallsyms import ListedSymbols
 

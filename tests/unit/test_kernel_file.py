@@ -12,9 +12,10 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from kvm_dbg.elf import open_elf
-from kvm_dbg.kernel.base import Area, UnwindRow, UnwindTable
+from kvm_dbg.kernel.base import Area
 from kvm_dbg.kernel.linux.area import for_each_area
 from kvm_dbg.kernel.linux.orc_table import PIECE_ROWS, for_each_unwind_table
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.elf_writer import Section, build_id_section, memory_section, write_elf
 from kvm_dbg.kernel_file.frame import MAX_ENTRY_ROWS, by_function, make_debug_frame
 from kvm_dbg.kernel_file.frame_rule import Rule, encode_change

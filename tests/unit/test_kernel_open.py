@@ -22,9 +22,10 @@ from kvm_dbg.errors import (
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import BytesImage, ImageInfo, Note
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel import open_kernel, walk_address, write_memory
+from kvm_dbg.kernel import open_kernel, walk_address
 from kvm_dbg.kernel.linux import hole, vmlinux
 from kvm_dbg.kernel.linux.kernel import LinuxKernel
+from kvm_dbg.kernel.write import write_memory
 from tests.writers.linux_memory import BANNER, DIRECT, NOTES, TEXT, UTS, LinuxMemory, banner, gnu_note, write_vmlinux
 
 

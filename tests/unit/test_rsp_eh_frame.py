@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from kvm_dbg.arch import find_arch
-from kvm_dbg.kernel.base import UnwindRow
+from kvm_dbg.kernel.unwind_rule import UnwindRow
 from kvm_dbg.kernel_file.chain_frame import make_chain_eh_frame
 from kvm_dbg.rsp.eh_frame import Entry, make_eh_frame
 

@@ -12,9 +12,9 @@ from elftools.elf.elffile import ELFFile
 
 from kvm_dbg.debuginfo.base import IntType, Member, StructType, Type, TypeTable
 from kvm_dbg.errors import CorruptError
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel.linux.orc import for_each_unwind_row
 from kvm_dbg.kernel.linux.orc_table import for_each_unwind_gap
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 from kvm_dbg.kernel_file.frame import USER_END, USER_START, make_frame_file
 from kvm_dbg.rsp.frame_table import PADDING, join, read_covered
 from kvm_dbg.symbols.base import Symbol

@@ -20,7 +20,8 @@ from kvm_dbg.debuginfo.btf import BtfTypes
 from kvm_dbg.errors import CommandError, FileAccessError, NotMappedError
 from kvm_dbg.image.base import BytesImage, PartialRead, Presence, Range
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.kernel.base import Area, Check, Kernel, LoadAverage, Process, Sources, Thread, UnwindTable
+from kvm_dbg.kernel.base import Area, Check, Kernel, LoadAverage, Process, Sources, Thread
+from kvm_dbg.kernel.unwind_rule import UnwindTable
 from kvm_dbg.symbols.base import Symbol, SymbolTable
 
 PAGE = 4096

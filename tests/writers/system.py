@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,27 @@ from kvm_dbg.kernel.base import (
     Sources,
     SystemSummary,
     Thread,
-    UnwindRow,
-    UnwindTable,
     UserThread,
 )
-from kvm_dbg.kernel.resource import Counter, OpenFile
 from kvm_dbg.kernel.space import ImageSpace
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
+from kvm_dbg.kernel.usage import Counter, OpenFile
 from kvm_dbg.symbols.base import Symbol, SymbolTable
 from kvm_dbg.symbols.kallsyms import JoinedSymbols, ListedSymbols
 from tests.writers.lime import write_lime
-from tests.writers.page_table import PageTables
+from tests.writers.page_table import PAGE_FLAGS, PageTables
 from tests.writers.stand_in import NoTypes, Symbols
 
 PAGE = 4096
+WRITABLE, NO_EXECUTE = 1 << 1, 1 << 63
 TEXT = 0xFFFFFFFF_81000000
 DATA = TEXT + PAGE
 GONE = TEXT + 2 * PAGE  # mapped, but its page is not in the image; nothing is mapped after it
 USER = 0x40_0000
+SPARE = TEXT + 4 * PAGE  # in RAM alone, as the two after it; may be written
+CONSTANT = TEXT + 5 * PAGE  # mapped for reading only
+DEVICE = TEXT + 6 * PAGE  # what lies in the file there is no RAM
+DEVICE_PADDR = 0x205000
 TEXT_BYTES = bytes(index * 3 & 0xFF for index in range(PAGE))
 DATA_BYTES = (b"Little version 1.0 (nobody@nowhere)\n\0" + bytes(64)).ljust(PAGE, b"\x5a")
 USER_BYTES = b"user memory of init".ljust(PAGE, b"\0")
@@ -311,6 +316,7 @@ class LittleSystem:
         self.processes: tuple[Process, ...] = PROCESSES
         self.threads: tuple[Thread, ...] = THREADS
         self.source: SourceReader | None = None
+        self.memory: tuple[tuple[int, int], ...] | None = None
 
     def _end(self, what: str) -> None:
         if what in self.broken:
@@ -386,6 +392,9 @@ class LittleSystem:
     def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
         yield from ()
 
+    def find_memory(self, kernel: Kernel) -> Sequence[tuple[int, int]] | None:
+        return self.memory
+
     def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
         if modules:
             for module in MODULES:
@@ -435,6 +444,23 @@ class EndlessSystem(LittleSystem):
             sequence += 1
 
 
+class MovingSystem(LittleSystem):
+    """The same, running: with each look more is averaged, and init has used a second more of processors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def for_each_process(self, kernel: Kernel) -> Iterator[Process]:
+        self.looks += 1
+        self.processes = (replace(INIT, user_time=float(self.looks)), *PROCESSES[1:])
+        return super().for_each_process(kernel)
+
+    def read_load_average(self, kernel: Kernel) -> LoadAverage:
+        self.looks += 1
+        return replace(LOAD, one=float(self.looks))
+
+
 class Registered:
     """The entry in the registry."""
 
@@ -470,14 +496,15 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Registered:
 
 
 def main(words: list[str]) -> int:
-    """Run `kvm-dbg` with the little system in every image; the first word may be "--endless"."""
+    """Run `kvm-dbg` with the little system in every image; the first word may be "--endless" or "--moving"."""
     import kvm_dbg.kernel
     from kvm_dbg.cli import main as run
 
-    endless = words[:1] == ["--endless"]
-    entry = Registered(EndlessSystem() if endless else LittleSystem())
+    kinds = {"--endless": EndlessSystem, "--moving": MovingSystem}
+    kind = kinds.get(words[0] if words else "")
+    entry = Registered((kind or LittleSystem)())
     kvm_dbg.kernel.SYSTEMS = (entry,)  # type: ignore[assignment]
-    return run(words[endless:])
+    return run(words[1:] if kind else words)
 
 
 def write_image(path: Path) -> str:
@@ -492,6 +519,27 @@ def write_image(path: Path) -> str:
         tables.map(vaddr, paddr)
     tables.map(GONE, 0x400000)
     path.write_bytes(write_lime(sorted(tables.segments().items())))
+    return str(path)
+
+
+def write_ram(path: Path) -> str:
+    """Write the RAM of a guest that runs it, with protected pages, and return its path."""
+    tables = PageTables()
+    for vaddr, paddr, data, flags in (
+        (TEXT, 0x200000, TEXT_BYTES, PAGE_FLAGS & ~WRITABLE),
+        (DATA, 0x201000, DATA_BYTES, PAGE_FLAGS | NO_EXECUTE),
+        (SPARE, 0x203000, b"spare", PAGE_FLAGS | NO_EXECUTE),
+        (CONSTANT, 0x202000, b"constant", PAGE_FLAGS & ~WRITABLE | NO_EXECUTE),
+        (DEVICE, DEVICE_PADDR, b"device", PAGE_FLAGS | NO_EXECUTE),
+        (USER, 0x300000, USER_BYTES, PAGE_FLAGS),
+    ):
+        tables.page(paddr, data)
+        tables.map(vaddr, paddr, flags=flags)
+    tables.map(GONE, 0x400000)  # behind the end of the RAM
+    ram = bytearray(0x301000)
+    for paddr, data in tables.segments().items():
+        ram[paddr : paddr + PAGE] = data
+    path.write_bytes(ram)
     return str(path)
 
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
         Sources,
         SystemSummary,
         Thread,
-        UnwindTable,
         UserThread,
     )
-    from kvm_dbg.kernel.resource import Counter, OpenFile
+    from kvm_dbg.kernel.unwind_rule import UnwindTable
+    from kvm_dbg.kernel.usage import Counter, OpenFile
     from kvm_dbg.symbols.base import SymbolTable
 
 
@@ -142,6 +142,9 @@ class _FreeBSD:
 
     def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
         yield from ()
+
+    def find_memory(self, kernel: Kernel) -> Sequence[tuple[int, int]] | None:
+        return None
 
     def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
         yield from ()

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.arch.i386 import I386Arch
 from kvm_dbg.errors import KvmDbgError
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel.freebsd.thread import for_each_thread
 from kvm_dbg.kernel.freebsd.unwind import unwind
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -18,7 +18,7 @@ from kvm_dbg.kernel.freebsd.path import Node, VnodeReader, find_path
 from kvm_dbg.kernel.freebsd.proc import attempt, sorted_procs
 from kvm_dbg.kernel.freebsd.state import PRS_ZOMBIE
 from kvm_dbg.kernel.layout import Layout, Names, Record, read_number
-from kvm_dbg.kernel.resource import OpenFile
+from kvm_dbg.kernel.usage import OpenFile
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvm_dbg.arch.base import Arch, Paging, Walk
 from kvm_dbg.image.base import MemoryImage, PageMap
 from kvm_dbg.image.freebsd_minidump import FreebsdMinidumpImage
-from kvm_dbg.image.overlay import OverlayImage
+from kvm_dbg.image.writable import WritableImage
 from kvm_dbg.kernel.space import ImageSpace
 
 
@@ -29,5 +29,5 @@ class MinidumpSpace(ImageSpace):
 
 def find_minidump(image: MemoryImage) -> FreebsdMinidumpImage | None:
     """Return the minidump that an image is, under what was written over it; None if it is none."""
-    inner = image.image if isinstance(image, OverlayImage) else image
+    inner = image.image if isinstance(image, WritableImage) else image
     return inner if isinstance(inner, FreebsdMinidumpImage) else None

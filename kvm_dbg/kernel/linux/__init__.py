@@ -28,10 +28,10 @@ if TYPE_CHECKING:
         Sources,
         SystemSummary,
         Thread,
-        UnwindTable,
         UserThread,
     )
-    from kvm_dbg.kernel.resource import Counter, OpenFile
+    from kvm_dbg.kernel.unwind_rule import UnwindTable
+    from kvm_dbg.kernel.usage import Counter, OpenFile
     from kvm_dbg.symbols.base import SymbolTable
 
 
@@ -152,6 +152,11 @@ class Linux:
         from kvm_dbg.kernel.linux.module_types import for_each_module_types
 
         return for_each_module_types(kernel, types)
+
+    def find_memory(self, kernel: Kernel) -> Sequence[tuple[int, int]] | None:
+        from kvm_dbg.kernel.linux.resource import find_memory
+
+        return find_memory(kernel)
 
     def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
         from kvm_dbg.kernel.linux.area import for_each_area, for_each_module_area

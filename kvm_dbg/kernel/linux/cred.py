@@ -54,18 +54,13 @@ class CredentialReader:
         """Return the credentials at `address`. Raises ReadError, CorruptError."""
         found = self._known.get(address)
         if found is None:
-            cred = self._layout.read(self._kernel, address)
-            found = Credentials(
-                cred["euid"],
-                cred["uid"],
-                cred["suid"],
-                cred["egid"],
-                cred["gid"],
-                cred["sgid"],
-                self._read_groups(cred["group_info"]),
-            )
-            self._known[address] = found
+            found = self._known[address] = self._read(address)
         return found
+
+    def _read(self, address: int) -> Credentials:
+        cred = self._layout.read(self._kernel, address)
+        groups = self._read_groups(cred["group_info"])
+        return Credentials(cred["euid"], cred["uid"], cred["suid"], cred["egid"], cred["gid"], cred["sgid"], groups)
 
     def _read_groups(self, address: int) -> tuple[int, ...]:
         found = self._groups.get(address)

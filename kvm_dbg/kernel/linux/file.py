@@ -19,7 +19,7 @@ from kvm_dbg.kernel.layout import Layout, Names, Record, read_pointer, remembere
 from kvm_dbg.kernel.linux.path import PathReader
 from kvm_dbg.kernel.linux.process import attempt
 from kvm_dbg.kernel.linux.task import read_leaders
-from kvm_dbg.kernel.resource import OpenFile
+from kvm_dbg.kernel.usage import OpenFile
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

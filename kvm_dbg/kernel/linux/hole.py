@@ -14,8 +14,8 @@ from collections.abc import Iterator
 
 from kvm_dbg.errors import ReadError
 from kvm_dbg.image.base import MemoryImage
-from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.image.raw import RawImage
+from kvm_dbg.image.writable import WritableImage
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import SymbolTable
 
@@ -32,7 +32,7 @@ E820_ENTRY = struct.Struct("<QQI")
 
 def raw_image_of(image: MemoryImage) -> RawImage | None:
     """Return the raw image that `image` is or covers, if nobody gave it a hole or a base."""
-    while isinstance(image, OverlayImage):
+    while isinstance(image, WritableImage):
         image = image.image
     if not isinstance(image, RawImage) or image.hole is not None:
         return None

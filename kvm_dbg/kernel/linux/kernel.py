@@ -21,6 +21,7 @@ from kvm_dbg.errors import (
     UnsupportedError,
 )
 from kvm_dbg.image.base import MemoryImage
+from kvm_dbg.image.live import NAME as THIS_MACHINE
 from kvm_dbg.index import Index
 from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.linux import boot_x86_64, vmlinux
@@ -32,6 +33,7 @@ from kvm_dbg.symbols.elf import ElfSymbolTable
 from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 
 FIRST_DATA = "init_task"  # kallsyms has it only with CONFIG_KALLSYMS_ALL
+TYPES = "/sys/kernel/btf/vmlinux"  # kernel/bpf/sysfs_btf.c, since v5.4, commit 341dfcf8d78e
 MAX_BTF = 1 << 28  # bytes; a kernel's BTF has 4 to 10 MiB
 
 
@@ -41,8 +43,9 @@ class LinuxKernel(Kernel):
     Attributes beyond the six of `Kernel`:
         boot: how and where it was found. release: as uname -r. slide: KASLR's, in bytes. phys_base: what the kernel
         text mapping adds, None if unknown. paging, levels: its page tables. space: its address space.
-        vmcoreinfo: None if the image has none. vmlinux_path: None without a kernel file. build_id: lower-case digits,
-        None if unknown. quirks: a sentence each, what a careful reader wants to know. index_directory: None for none.
+        vmcoreinfo: None if the image has none. vmlinux_path: None without a kernel file; `symbols_from` says then where
+        they are from. build_id: lower-case digits, None if unknown. quirks: a sentence each, what a careful reader
+        wants to know. index_directory: None for none.
         memo: what free functions derive from types and symbols, by the function that made it (`layout.remembered`).
         observed: what they read from memory, which a refresh forgets (`layout.observed`).
     """
@@ -60,7 +63,9 @@ class LinuxKernel(Kernel):
         build_id: str | None = None,
         index_directory: str | None = None,
         quirks: tuple[str, ...] = (),
+        symbols_from: str = "kallsyms in the image",
     ) -> None:
+        self.symbols_from = symbols_from
         self.image = image
         self.arch: Arch = space.arch
         self.symbols = symbols
@@ -181,21 +186,33 @@ def _from_memory(image: MemoryImage, boot: Boot, index_directory: str | None) ->
     """Return the kernel with the symbols and types of its own memory, or None and why not."""
     from kvm_dbg.symbols.kallsyms_search import search_places
     from kvm_dbg.symbols.kallsyms_table import find_known, find_places, read_kallsyms
+    from kvm_dbg.symbols.proc_kallsyms import PATH as PROC_KALLSYMS
+    from kvm_dbg.symbols.proc_kallsyms import read_proc_kallsyms
 
     if boot.paging is None or boot.vmcoreinfo is None:
         return None, "there is no VMCOREINFO that says where they are"
     space = ImageSpace(find_arch(boot.arch), image, boot.paging)
+    symbols: SymbolTable | None = None
+    symbols_from = "kallsyms in the image"
+    problem = "kallsyms was not found in its memory"
+    quirks: tuple[str, ...] = ("no vmlinux: symbols are those of the kernel's own kallsyms",)
     try:
         places = find_places(boot.vmcoreinfo)
         if places is None:
             places = search_places(space, boot_x86_64.for_each_kernel_block(space, BLOCK, 0))
-        if places is None:
-            return None, "kallsyms was not found in its memory"
-        index = _index(index_directory, boot.build_id)
-        symbols: SymbolTable = read_kallsyms(space, places, find_known(boot.vmcoreinfo), index=index)
+        if places is not None:
+            index = _index(index_directory, boot.build_id)
+            symbols = read_kallsyms(space, places, find_known(boot.vmcoreinfo), index=index)
     except (ReadError, CorruptError, FormatError) as error:
-        return None, str(error)
-    quirks: tuple[str, ...] = ("no vmlinux: symbols are those of the kernel's own kallsyms",)
+        problem = str(error)
+    if symbols is None and image.info.format == THIS_MACHINE:
+        try:
+            symbols, symbols_from = read_proc_kallsyms(), PROC_KALLSYMS
+            quirks = (f"no vmlinux: symbols are those of {PROC_KALLSYMS}, for {problem}",)
+        except FileAccessError as error:
+            problem += f"; {error}"
+    if symbols is None:
+        return None, problem
     if symbols.find(FIRST_DATA) is None:
         from kvm_dbg.kernel.linux.derive import derive_data_symbols
         from kvm_dbg.symbols.kallsyms import ListedSymbols
@@ -214,6 +231,7 @@ def _from_memory(image: MemoryImage, boot: Boot, index_directory: str | None) ->
         slide=boot.slide or 0,
         index_directory=index_directory,
         quirks=quirks,
+        symbols_from=symbols_from,
     )
     return kernel, ""
 
@@ -343,7 +361,27 @@ def _types_in_memory(kernel: LinuxKernel) -> TypeTable:
     from kvm_dbg.debuginfo.btf import BtfTypes
 
     found = _btf_range(kernel)
-    if found is None:
-        raise UnsupportedError("a kernel without BTF and without vmlinux", "name the vmlinux that has its types")
     index = _index(kernel.index_directory, kernel.build_id)
-    return BtfTypes(kernel.read(*found), source="BTF in the image", index=index)
+    if found is None:
+        data = _told_types(kernel)
+        if data is not None:
+            return BtfTypes(data, source=TYPES, index=index)
+        raise UnsupportedError("a kernel without BTF and without vmlinux", "name the vmlinux that has its types")
+    try:
+        return BtfTypes(kernel.read(*found), source="BTF in the image", index=index)
+    except ReadError:
+        data = _told_types(kernel)
+        if data is None:
+            raise
+        return BtfTypes(data, source=TYPES, index=index)
+
+
+def _told_types(kernel: LinuxKernel) -> bytes | None:
+    """Return the BTF that the kernel of this machine tells; None of another, and if it tells none."""
+    if kernel.image.info.format != THIS_MACHINE:
+        return None
+    try:
+        with open(TYPES, "rb") as file:
+            return file.read(MAX_BTF)
+    except OSError:
+        return None

@@ -6,7 +6,8 @@ itself, a task must bear that number and point back to its struct pid (`thread_p
 kernel/exit.c), and a node of the tree that leads to a living task is never freed; only the root may be exchanged
 (lib/xarray.c, lib/radix-tree.c), and then the tree is walked again. So a process that lives all the time is always
 found, and none that was gone before. What was read of a task is believed if the task is still the same afterwards,
-else it is read again; what has ended meanwhile is left out, and counted.
+else it is read again; what has ended meanwhile is left out, and counted. What was read for the last answer is compared
+with what is there now, never believed (`description.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError,
 from kvm_dbg.kernel.base import LogRecord, Lwp, MemoryMapping, Module, Process, Thread
 from kvm_dbg.kernel.layout import Record, observed, read_pointer
 from kvm_dbg.kernel.linux import Linux
+from kvm_dbg.kernel.linux.description import find_descriptions
 from kvm_dbg.kernel.linux.task import read_leaders, read_threads, task_layout, thread_head_offset
 from kvm_dbg.kernel.space import kernel_space
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Frame, Kernel
-    from kvm_dbg.kernel.resource import OpenFile
+    from kvm_dbg.kernel.usage import OpenFile
 
 RETRIES = 8
 MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
@@ -145,16 +147,19 @@ def settled(kernel: Kernel, task: Record, describe: Callable[[Record], Result]) 
 
 
 def _read_again(kernel: Kernel, task: Record) -> Record | None:
-    """Return the task as it is now, None if it has ended."""
+    """Return the task as it is now, None if it has ended; the same record if not a byte has changed, as of most."""
+    layout = task_layout(kernel)
     try:
-        now = task_layout(kernel).read(kernel, task.address)
+        if not task.errors and kernel.read(task.address + layout.start, layout.size) == task.data:
+            return task
+        now = layout.read(kernel, task.address)
         return now if _are_equal(task, now, SAME) else None
     except MISSING:
         return None
 
 
 def _are_equal(one: Record, other: Record, names: tuple[str, ...]) -> bool:
-    return all(one.numbers.get(name) == other.numbers.get(name) for name in names)
+    return one is other or all(one.numbers.get(name) == other.numbers.get(name) for name in names)
 
 
 def steady(kernel: Kernel, read: Callable[[], list[Result]]) -> list[Result]:
@@ -180,12 +185,22 @@ class _LiveLinux(Linux):
         from kvm_dbg.kernel.linux.process import ProcessReader
 
         reader = ProcessReader(kernel)
+        known = find_descriptions(kernel)
+        known.begin(reader.find_boot_time())
         leaders, failure = read_leaders(kernel)
-        for leader in leaders:
+
+        def describe(task: Record) -> Process:
+            found = known.find(kernel, task)
+            if found is not None:
+                return found
             reader.forget()
-            process = settled(kernel, leader, reader.process)
+            return known.make(kernel, task, reader.process)
+
+        for leader in leaders:
+            process = settled(kernel, leader, describe)
             if process is not None:
                 yield process
+        known.end()
         if failure is not None:
             raise failure
 

@@ -59,13 +59,15 @@ class ResidentCounter:
         width = size_of(element)
         indexes = [usual if (found := types.find_enumerator(name)) is None else found for name, usual in RESIDENT]
         self._places = tuple(start + index * width for index in indexes)
+        self._order = "<" if kernel.arch.byteorder == "little" else ">"
+        self._values = [struct.Struct(f"{self._order}{place}xq") for place in self._places]
 
     def count(self, mm: Record) -> int:
         """Return the number of resident pages, never less than 0. Raises ReadError."""
         data = mm.bytes("rss_stat")
-        order = "<" if mm.layout.byteorder == "little" else ">"
-        values = [struct.unpack_from(f"{order}q", data, place)[0] for place in self._places]
+        values = [value.unpack_from(data)[0] for value in self._values]
         if self._parts is not None:
+            order = self._order
             pointers = [struct.unpack_from(f"{order}Q", data, place + self._parts)[0] for place in self._places]
             values = [value + part for value, part in zip(values, self._sum_parts(pointers, order), strict=True)]
         return sum(max(value, 0) for value in values)

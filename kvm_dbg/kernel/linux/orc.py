@@ -20,9 +20,10 @@ from typing import NamedTuple
 
 from kvm_dbg.debuginfo.base import StructType
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.base import Kernel, UnwindRow
+from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.layout import Layout, Names, remembered
 from kvm_dbg.kernel.linux.module import ModuleReader, for_each_module_record
+from kvm_dbg.kernel.unwind_rule import UnwindRow
 
 IP_SIZE = 4  # bytes of one entry of the address table
 MAX_ROWS = 1 << 24  # of a whole kernel; real ones have under a million

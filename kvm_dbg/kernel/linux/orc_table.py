@@ -13,9 +13,10 @@ from itertools import chain, islice, pairwise
 from operator import add, le
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.base import Kernel, UnwindRow, UnwindTable
+from kvm_dbg.kernel.base import Kernel
 from kvm_dbg.kernel.linux.module import ModuleReader, for_each_module_record
 from kvm_dbg.kernel.linux.orc import IP_SIZE, Decoder, OrcTable, find_module_table, find_table, for_each_unwind_row
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 
 MISSING = (ReadError, CorruptError, SymbolNotFound, TypeNotFound, MemberNotFound)
 TEXT = (("_text", "_etext"), ("_sinittext", "_einittext"))

@@ -125,6 +125,13 @@ class ProcessReader:
         self._credentials.forget()
         self._terminals.forget()
 
+    def find_boot_time(self) -> int | None:
+        """Return when the machine started, in nanoseconds since the epoch; None if that cannot be read."""
+        try:
+            return self._boot_time()
+        except MISSING:
+            return None
+
     def process(self, task: Record) -> Process:
         """Return the process that the thread group leader `task` stands for. Raises ReadError."""
         unread: list[str] = []

@@ -21,7 +21,7 @@ def find_sources(kernel: Kernel) -> Sources:
 
     missing = []
     path = getattr(kernel, "vmlinux_path", None)
-    symbols = str(path) if path is not None else "kallsyms in the image"
+    symbols = str(path) if path is not None else getattr(kernel, "symbols_from", "kallsyms in the image")
     if path is None:
         missing.append("no vmlinux: no source lines and no local variables")
         if kernel.symbols.find("init_task") is None:  # data: only with CONFIG_KALLSYMS_ALL, or derived

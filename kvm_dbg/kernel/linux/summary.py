@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.base import Process, SystemSummary
-from kvm_dbg.kernel.layout import Layout, decode_text, read_pointer
+from kvm_dbg.kernel.layout import Layout, decode_text, read_number, read_pointer
 from kvm_dbg.kernel.linux.cpu import read_current_tasks, read_per_cpu_offsets
 from kvm_dbg.kernel.linux.loadavg import read_load_average, read_thread_count
 from kvm_dbg.kernel.linux.module import TAINT_LETTERS
@@ -51,6 +51,8 @@ def read_summary(kernel: Kernel) -> SystemSummary:
         load_average=_or_none(kernel, read_load_average),
         tasks=_or_none(kernel, read_thread_count),
         memory=_or_none(kernel, _read_memory),
+        free_memory=_or_none(kernel, lambda kernel: _read_counter(kernel, "vm_zone_stat", "NR_FREE_PAGES")),
+        file_cache=_or_none(kernel, lambda kernel: _read_counter(kernel, "vm_node_stat", "NR_FILE_PAGES")),
         page_size=1 << kernel.arch.page_shift,
         slide=getattr(kernel, "slide", None),
         panic_message=read_panic_message(kernel) if panicked else None,
@@ -80,6 +82,20 @@ def _read_memory(kernel: Kernel) -> int:
     symbol = kernel.symbols.find("_totalram_pages")
     address = symbol.address if symbol is not None else kernel.symbols.address("totalram_pages")
     return read_pointer(kernel, address) << kernel.arch.page_shift
+
+
+def _read_counter(kernel: Kernel, array: str, name: str) -> int:
+    """Return one of the machine's counters of pages, in bytes; of several nodes and zones the sum.
+
+    Source: mm/vmstat.c (atomic_long_t vm_zone_stat[], vm_node_stat[] since v4.8, commit 75ef71840539; negative for a
+    moment where processors have yet to hand in their parts), fs/proc/meminfo.c.
+    """
+    index = kernel.types.find_enumerator(name)
+    if index is None:
+        raise MemberNotFound("enum", name)
+    size = kernel.arch.pointer_size
+    value = read_number(kernel, kernel.symbols.address(array) + index * size, size, signed=True)
+    return max(value, 0) << kernel.arch.page_shift
 
 
 def _read_command_line(kernel: Kernel) -> str:

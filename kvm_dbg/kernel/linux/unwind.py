@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, SymbolNotFound, TypeNotFound
-from kvm_dbg.kernel.base import Frame, UnwindRow
+from kvm_dbg.kernel.base import Frame
 from kvm_dbg.kernel.layout import observed
 from kvm_dbg.kernel.linux.orc import INIT_TEXT, RowFinder, find_range
 from kvm_dbg.kernel.linux.stack import USER, WORD, Stack, StackReader
 from kvm_dbg.kernel.linux.symbolize import find_symbol, shown_symbol
+from kvm_dbg.kernel.unwind_rule import UnwindRow
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel, Thread

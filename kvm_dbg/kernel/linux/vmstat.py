@@ -20,7 +20,7 @@ from kvm_dbg.debuginfo.value import read_string
 from kvm_dbg.errors import CorruptError, KvmDbgError, TypeNotFound
 from kvm_dbg.kernel.layout import decode_text, read_number, read_pointer
 from kvm_dbg.kernel.linux.cpu import read_per_cpu_offsets
-from kvm_dbg.kernel.resource import Counter
+from kvm_dbg.kernel.usage import Counter
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
         Sources,
         SystemSummary,
         Thread,
-        UnwindTable,
         UserThread,
     )
-    from kvm_dbg.kernel.resource import Counter, OpenFile
+    from kvm_dbg.kernel.unwind_rule import UnwindTable
+    from kvm_dbg.kernel.usage import Counter, OpenFile
     from kvm_dbg.symbols.base import SymbolTable
 
 WHY = "of NetBSD, processes' memory and arguments are read, and not yet what a core file needs"
@@ -147,6 +147,9 @@ class _NetBSD:
 
     def for_each_module_types(self, kernel: Kernel, types: BtfTypes) -> Iterator[tuple[str, BtfTypes]]:
         return iter(())
+
+    def find_memory(self, kernel: Kernel) -> Sequence[tuple[int, int]] | None:
+        return None
 
     def for_each_area(self, kernel: Kernel, *, modules: bool) -> Iterator[Area]:
         from kvm_dbg.kernel.netbsd.area import for_each_area

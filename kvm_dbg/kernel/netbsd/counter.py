@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, SymbolNotFound, TypeNotFound
 from kvm_dbg.kernel.layout import Layout, Names, Record, read_number
 from kvm_dbg.kernel.netbsd.cpu import read_cpus
-from kvm_dbg.kernel.resource import Counter
+from kvm_dbg.kernel.usage import Counter
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

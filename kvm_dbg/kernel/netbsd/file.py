@@ -18,7 +18,7 @@ from kvm_dbg.kernel.layout import Layout, Names, Record, read_pointer
 from kvm_dbg.kernel.netbsd.proc import read_procs
 from kvm_dbg.kernel.netbsd.state import SDEAD, SZOMB
 from kvm_dbg.kernel.netbsd.vnode import VnodeReader
-from kvm_dbg.kernel.resource import OpenFile
+from kvm_dbg.kernel.usage import OpenFile
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kvm_dbg.arch.x86_64 import X86_64
-from kvm_dbg.kernel.base import UnwindRow, UnwindTable
 from kvm_dbg.kernel.netbsd.area import for_each_area
 from kvm_dbg.kernel.netbsd.unwind import ENTRIES, STARTS
+from kvm_dbg.kernel.unwind_rule import UnwindRow, UnwindTable
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel
