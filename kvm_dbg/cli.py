@@ -220,9 +220,9 @@ def run(words: list[str]) -> int:
         return 0
     files, rest = ([], words[1:]) if command.name in OWN_FILES else split_files(parser, words[1:])
     args = parser.parse_args(rest)
-    live = getattr(args, "live", False)
+    live = getattr(args, "live", False) or getattr(args, "qmp", None) is not None
     if command.needs_kernel and not files and not live:
-        parser.error("no image given, nor --live for the memory of this machine")
+        parser.error("no image given, nor --live for the memory of this machine, nor --qmp for that of a virtual one")
     configuration = read_configuration()
     index_directory = None if args.no_index else usable_index_directory(configuration)
     session = Session(_progress if sys.stderr.isatty() else None, index_directory, configuration.search)
@@ -247,14 +247,15 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
     """Return (files, the other words): the first argument that is no option, and those after it that exist as files.
 
     What stands after a kernel file alone is the image, so that a missing one is called missing.
-    With --live no image need be named, and only what exists is a file.
+    With --live or --qmp no image need be named, and only what exists is a file.
     `--` ends the files, for an argument of the command that is also the name of a file; before any file it ends the
     options, for a file whose name begins with a dash.
     """
     files: list[str] = []
     rest: list[str] = []
     options = True
-    live = "--live" in words[: words.index("--") if "--" in words else None]
+    own = words[: words.index("--") if "--" in words else None]
+    live = any(word in ("--live", "--qmp") or word.startswith("--qmp=") for word in own)
     position = 0
     while position < len(words):
         word = words[position]

@@ -11,12 +11,14 @@ from kvm_dbg.commands.coverage import describe_coverage
 from kvm_dbg.commands.render import printable
 from kvm_dbg.commands.session import OpenRequest, Session, sort_files
 from kvm_dbg.errors import UsageError
+from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
 
 COLUMNS = (
     Column("OPEN", "bool"),
     Column("IMAGE", "list"),
     Column("FORMAT"),
+    Column("RUNNING", "bool", "whether the machine runs, of a virtual machine"),
     Column("KERNEL", "text", "the kernel file"),
     Column("RELEASE"),
     Column("ARCH"),
@@ -47,6 +49,9 @@ def add_open_arguments(parser: argparse.ArgumentParser, *, search: bool = True) 
     group.add_argument(
         "--live", action="store_true", help="the memory of this machine; with an image, the RAM of a guest that runs"
     )
+    group.add_argument(
+        "--qmp", metavar="SOCKET", help="a virtual machine by QEMU's monitor: a Unix socket's path, or HOST:PORT"
+    )
     add_image_arguments(group)
 
 
@@ -57,8 +62,10 @@ def request_of(args: Any, files: list[str], index_directory: str | None, search:
         UsageError: two kernel files, or nothing else.
     """
     vmlinux, images = (args.vmlinux, tuple(files)) if args.vmlinux is not None else sort_files(files)
-    if not images and vmlinux is not None and not args.live:
-        raise UsageError(f"no image given ({vmlinux} is a kernel file): open [VMLINUX] IMAGE..., or --live")
+    if not images and vmlinux is not None and not args.live and args.qmp is None:
+        raise UsageError(
+            f"no image given ({vmlinux} is a kernel file): open [VMLINUX] IMAGE..., --live or --qmp SOCKET"
+        )
     return OpenRequest(
         images=images,
         vmlinux=vmlinux,
@@ -72,8 +79,14 @@ def request_of(args: Any, files: list[str], index_directory: str | None, search:
         patch=args.patch,
         search=(*args.search, *search),
         index_directory=index_directory,
-        live=args.live or not images,
+        live=args.live or (not images and args.qmp is None),
+        qmp=args.qmp,
     )
+
+
+def find_running(image: MemoryImage) -> bool | None:
+    """Return whether the machine behind an image runs, None if there is none that would tell."""
+    return None if image.control is None else image.control.is_running()
 
 
 def status_table(session: Session) -> Table:
@@ -87,6 +100,7 @@ def status_table(session: Session) -> Table:
         True,
         list(image.paths),
         image.info.format,
+        find_running(image),
         getattr(kernel, "vmlinux_path", None),
         getattr(kernel, "release", None),
         kernel.arch.name,
@@ -111,9 +125,16 @@ class Open(Command):
     description = (
         "A named kernel file is checked against the image. Without one the usual places are searched.\n"
         "The parts of a split dump may be given in any order.\n"
-        "Without any image it is the memory of this machine, which takes root: /proc/kcore, /dev/mem or /dev/crash."
+        "Without any image it is the memory of this machine, which takes root: /proc/kcore, /dev/mem or /dev/crash.\n"
+        "With --qmp it is that of a virtual machine, which goes on running."
     )
-    examples = ("open vmlinux vmcore", "open vmcore", "open ram.bin --base 0x40000000", "open --live")
+    examples = (
+        "open vmlinux vmcore",
+        "open vmcore",
+        "open ram.bin --base 0x40000000",
+        "open --live",
+        "open --qmp /run/guest.qmp",
+    )
     needs_kernel = False
 
     def configure(self, parser: argparse.ArgumentParser) -> None:

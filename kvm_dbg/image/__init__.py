@@ -174,6 +174,7 @@ def open_image(
     format: str | None = None,  # noqa: A002 - the word of the field
     offset: int | None = None,
     live: bool = False,
+    qmp: str | None = None,
     cache_directory: str | None = None,
     progress: Progress | None = None,
 ) -> MemoryImage:
@@ -186,6 +187,7 @@ def open_image(
         format: the name of one of FORMATS, if it is not to be found out.
         offset: where the dump starts in a dump partition, in bytes; without it, it is searched for.
         live: memory that changes while it is read: this machine's, or raw RAM that a running guest has as a file.
+        qmp: where the monitor of a virtual machine listens, a socket's path or HOST:PORT; no paths then.
         cache_directory: where compressed files are kept decompressed; None for temporary files.
         progress: called with a line of text now and then while a file is decompressed.
 
@@ -196,6 +198,14 @@ def open_image(
         CommandError: the arguments contradict each other or the file.
     """
     names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if qmp is not None:
+        if names or live or format is not None or base is not None or hole is not None or offset is not None:
+            raise CommandError(
+                f"{qmp}: QEMU says what the guest's memory is; nothing else can be named beside its socket"
+            )
+        from kvm_dbg.image.qmp_image import open_guest
+
+        return open_guest(qmp, progress=progress)
     if not names and live:
         from kvm_dbg.image.live import open_live
 

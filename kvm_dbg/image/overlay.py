@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from itertools import groupby
 from operator import eq, itemgetter
 
 from kvm_dbg.errors import NotInImageError
-from kvm_dbg.image.base import ImageInfo, MemoryImage, Piece, Presence, Range
+from kvm_dbg.image.base import ImageInfo, MemoryImage, Note, Piece, Presence, Range
 from kvm_dbg.image.writable import Part, WritableImage
 
 
@@ -23,15 +24,39 @@ class OverlayImage(WritableImage):
         super().__init__()
         self.image = image
         self.paths = image.paths
-        self.notes = image.notes
         self.page_map = image.page_map
         self.live = image.live
+        self.control = image.control
         self._starts: list[int] = []
         self._blocks: list[bytearray] = []
 
     @property
     def info(self) -> ImageInfo:
         return self.image.info
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """The notes of the image below, as they are now."""
+        return self.image.notes
+
+    @notes.setter
+    def notes(self, notes: tuple[Note, ...]) -> None:
+        self.image.notes = notes
+
+    @property
+    def ran_on(self) -> bool:
+        """Whether the CPUs that the notes are of have run on since."""
+        return self.image.ran_on
+
+    @ran_on.setter
+    def ran_on(self, ran_on: bool) -> None:
+        self.image.ran_on = ran_on
+
+    def refresh(self) -> None:
+        self.image.refresh()
+
+    def still(self) -> AbstractContextManager[None]:
+        return self.image.still()
 
     @property
     def written(self) -> int:

@@ -44,23 +44,35 @@ class LiveGuest(Machine):
 
     Attributes:
         ram: the file that is the guest's RAM.
+        qmp: the socket where QEMU takes QMP commands of one client after the other.
         kernel: its kernel's files.
     """
 
-    def __init__(self, kernel: str = "deb12", words: tuple[str, ...] = (), cpus: int = 2) -> None:
+    def __init__(
+        self,
+        kernel: str = "deb12",
+        words: tuple[str, ...] = (),
+        cpus: int = 2,
+        *,
+        shared: bool = True,
+        vmcoreinfo: bool = False,
+    ) -> None:
         """Start QEMU.
 
         Args:
             kernel: the lab's name of it.
             words: more words for the kernel's command line.
             cpus: how many.
+            shared: its RAM is a file; else nobody but QEMU sees it.
+            vmcoreinfo: QEMU has its vmcoreinfo device, and the guest the driver that fills it.
         """
         root = cache.find_root().absolute()
         self.kernel: KernelFiles = obtain_kernel(root, find_kernel(kernel))
         self._work = Path(tempfile.mkdtemp(prefix="kvm-dbg-live-", dir=root))
         initramfs = self._work / "initrd"
-        write_initramfs(initramfs, self.kernel)
+        write_initramfs(initramfs, self.kernel, ("qemu_fw_cfg",) if vmcoreinfo else ())
         self.ram = self._work / "ram"
+        self.qmp = self._work / "qmp"
         self.console = self._work / "console.out"
         self.memory = MEMORY
         self._name, self._log = f"live {kernel}", self._work / "qemu.log"
@@ -73,7 +85,8 @@ class LiveGuest(Machine):
             str(find_program("setpriv")), "--pdeathsig", "KILL", "--",
             str(find_program("qemu-system-x86_64")), "-accel", "tcg,thread=multi",
             "-machine", "q35,memory-backend=ram", "-smp", str(cpus), "-cpu", "max,la57=off",
-            "-object", f"memory-backend-file,id=ram,size={MEMORY},mem-path={self.ram},share=on",
+            "-object", f"memory-backend-file,id=ram,size={MEMORY},mem-path={self.ram},share=on"
+            if shared else f"memory-backend-ram,id=ram,size={MEMORY}",
             "-m", f"{MEMORY >> 20}M", "-nodefaults", "-display", "none", "-no-reboot",
             "-kernel", str(self.kernel.vmlinuz), "-initrd", str(initramfs),
             "-append", " ".join(("console=ttyS0", "quiet", *words)),
@@ -81,8 +94,10 @@ class LiveGuest(Machine):
             "-chardev", f"socket,id=control,fd={their_control.fileno()}", "-serial", "chardev:control",
             "-chardev", f"socket,id=qmp,fd={their_qmp.fileno()}", "-mon", "chardev=qmp,mode=control",
             "-chardev", f"socket,id=gdb,fd={their_gdb.fileno()}",
+            "-qmp", f"unix:{self.qmp},server=on,wait=off",
             "-drive", f"if=none,id=d0,file={obtain_root(root)},format=raw,snapshot=on,cache=unsafe",
             "-device", "virtio-blk-pci,drive=d0",
+            *(("-device", "vmcoreinfo") if vmcoreinfo else ()),
         ]  # fmt: skip
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
