@@ -247,7 +247,7 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
     """Return (files, the other words): the first argument that is no option, and those after it that exist as files.
 
     What stands after a kernel file alone is the image, so that a missing one is called missing.
-    With --live or --qmp no image need be named, and only what exists is a file.
+    With --live no image need be named, and only what exists is a file; with --qmp only a kernel file is one.
     `--` ends the files, for an argument of the command that is also the name of a file; before any file it ends the
     options, for a file whose name begins with a dash.
     """
@@ -255,7 +255,8 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
     rest: list[str] = []
     options = True
     own = words[: words.index("--") if "--" in words else None]
-    live = any(word in ("--live", "--qmp") or word.startswith("--qmp=") for word in own)
+    live = "--live" in own
+    qmp = any(word == "--qmp" or word.startswith("--qmp=") for word in own)
     position = 0
     while position < len(words):
         word = words[position]
@@ -269,11 +270,18 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
             if parser.takes_value(word, words[position] if position < len(words) else ""):
                 rest += words[position : position + 1]
                 position += 1
-        elif (not files and not live) or os.path.lexists(word) or only_kernel_file(files):
+        elif is_named_file(word, files, live=live, qmp=qmp):
             files.append(word)
         else:
             return files, [*rest, *words[position - 1 :]]
     return files, rest
+
+
+def is_named_file(word: str, files: Sequence[str], *, live: bool, qmp: bool) -> bool:
+    """Return whether a word that is no option names another file, after `files`; see `split_files`."""
+    if qmp:
+        return not files and only_kernel_file([word])
+    return (not files and not live) or os.path.lexists(word) or only_kernel_file(files)
 
 
 def only_kernel_file(files: Sequence[str]) -> bool:

@@ -303,6 +303,7 @@ def open_kvm(
     search: Iterable[str] = (),
     index_directory: str | None = None,
     live: bool = False,
+    qmp: str | None = None,
 ) -> Kvm:
     """Open an image, or the parts of a split one, with the kernel in it.
 
@@ -320,15 +321,23 @@ def open_kvm(
         search: directories to look for vmlinux in, before the usual ones.
         index_directory: where indexes of symbols and types, and decompressed files, are kept; None for nowhere.
         live: memory changes while it is read; without images, that of this machine.
+        qmp: where the monitor of a virtual machine listens, a socket's path or HOST:PORT; no images then.
 
     Raises:
         KvmDbgError: the image or the named kernel file cannot be used.
     """
     paths = (images,) if isinstance(images, str) else tuple(images)
-    if live and writable:
+    if (live or qmp is not None) and writable:
         raise CommandError("memory that changes while it is read can be opened for reading only")
     image = open_image(
-        paths, base=base, hole=hole, format=format, offset=offset, live=live, cache_directory=index_directory
+        paths,
+        base=base,
+        hole=hole,
+        format=format,
+        offset=offset,
+        live=live,
+        qmp=qmp,
+        cache_directory=index_directory,
     )
     options = KernelOptions(candidate, index_directory, tuple(search), force, layout)
     return join_kernel(image, vmlinux, options, writable=writable)

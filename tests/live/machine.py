@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
+import re
 import shutil
 import socket
 import subprocess
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from tests.lab import cache
 from tests.lab.gdbstub import Gdbstub
@@ -94,7 +96,7 @@ class LiveGuest(Machine):
             "-chardev", f"socket,id=control,fd={their_control.fileno()}", "-serial", "chardev:control",
             "-chardev", f"socket,id=qmp,fd={their_qmp.fileno()}", "-mon", "chardev=qmp,mode=control",
             "-chardev", f"socket,id=gdb,fd={their_gdb.fileno()}",
-            "-qmp", f"unix:{self.qmp},server=on,wait=off",
+            "-qmp", f"unix:{self.qmp},server=on,wait=off", "-qmp", "tcp:127.0.0.1:0,server=on,wait=off",
             "-drive", f"if=none,id=d0,file={obtain_root(root)},format=raw,snapshot=on,cache=unsafe",
             "-device", "virtio-blk-pci,drive=d0",
             *(("-device", "vmcoreinfo") if vmcoreinfo else ()),
@@ -125,6 +127,11 @@ class LiveGuest(Machine):
     ) -> None:
         self.close()
 
+    def kill(self) -> None:
+        """End QEMU without a word."""
+        self._process.kill()
+        self._process.wait()
+
     def close(self) -> None:
         """End QEMU and remove what it used."""
         super().close()
@@ -142,6 +149,20 @@ class LiveGuest(Machine):
         output = "".join(self.said[first:-1])
         del self.said[first:]
         return Answer(int(status), base64.b64decode(output).decode(errors="replace"))
+
+    def find_tcp(self) -> str:
+        """Return HOST:PORT where QEMU takes QMP commands as well."""
+        places = [re.search(r"tcp:([\d.]+:\d+),server", row["filename"]) for row in self.execute("query-chardev")]
+        return next(place[1] for place in places if place is not None)
+
+    def is_running(self) -> bool:
+        """Return whether the guest's CPUs run, by QEMU's word."""
+        return bool(self.execute("query-status")["running"])
+
+    def read_truth(self) -> dict[str, Any]:
+        """Return what the guest's /proc says: guest/compare.py."""
+        truth: dict[str, Any] = json.loads(self.check("python3 /live/compare.py --truth"))
+        return truth
 
     def patch(self, address: int, code: bytes) -> None:
         """Put `code` at a virtual address of the kernel, through QEMU's stub for gdb; not more than once."""

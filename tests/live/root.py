@@ -98,7 +98,8 @@ def _make(work: Path) -> None:
         shutil.copy(SOURCES / script, tree / "live" / script)
         (tree / "live" / script).chmod(0o755)
     options = ["-static", "-O2", "-pthread"]
-    _run(["gcc", *options, "-o", str(tree / "live/crowd"), str(SOURCES / "crowd.c")])
+    for program in ("crowd", "spin"):
+        _run(["gcc", *options, "-o", str(tree / "live" / program), str(SOURCES / f"{program}.c")])
     (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n")
     (tree / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
     image = work / "root.ext4"
