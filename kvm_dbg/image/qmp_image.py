@@ -107,12 +107,15 @@ class GuestImage(ExtentImage):
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:
-        with self._machine.halted() as ran:
-            if ran:
-                self._notes = None
-            _ = self.notes
-            yield
-        self.ran_on = ran
+        ran = False
+        try:
+            with self._machine.halted() as ran:
+                if ran:
+                    self._notes = None
+                _ = self.notes
+                yield
+        finally:
+            self.ran_on = self.ran_on or ran
 
 
 class SnapshotImage(MemoryImage):

@@ -63,6 +63,7 @@ class DebuggerSession:
         self.error_messages = False  # the client understands E.text as a reply to everything
         self.thread_suffix = False
         self._thread = next(iter(target.threads))
+        self._halted: int | None = None  # the thread that is said to have been interrupted when the machine was halted
         self._any_thread = False  # the debugger has asked for none in particular
         self._stop_seen = False  # it has read registers: of the thread that the reply to `?` names
         self._objects: dict[bytes, bytes] = {}  # of qXfer, as they were when their first piece was read
@@ -139,14 +140,24 @@ class DebuggerSession:
     def _halt_reason(self, _packet: bytes) -> bytes:
         return self.stop_reply(self._thread)
 
-    def stop_reply(self, tid: int, signal: int = SIGTRAP) -> bytes:
-        """Return why a thread is stopped: SIGTRAP, but for a machine that was halted."""
+    def signal_of(self, tid: int) -> int:
+        """Return the signal that has stopped a thread: SIGINT when the machine was halted, else SIGTRAP.
+
+        It is one thread that has got it, for lldb shows every thread that has one whenever it shows a stop.
+        """
+        if self._halted is not None:
+            return SIGINT if tid == self._halted else 0
+        return SIGTRAP if tid == next(iter(self.target.threads)) else 0
+
+    def stop_reply(self, tid: int) -> bytes:
+        """Return why a thread is stopped."""
+        signal = self.signal_of(tid) or SIGTRAP
         cpu = self.target.threads[tid].cpu
         core = b"" if cpu is None else b"core:%x;" % cpu
         if self.client == "lldb":
             from kvm_dbg.rsp.lldb import stop_reply
 
-            return stop_reply(self, tid, core, signal=signal)
+            return stop_reply(self, tid, core)
         return b"T%02xthread:%x;%b" % (signal, tid, core)
 
     # Objects
@@ -349,8 +360,8 @@ class DebuggerSession:
             self.refresh()
         except KvmDbgError as error:
             return self._gone(error)
-        self._thread = self.runner.stopped_thread()
-        return self.stop_reply(self._thread, SIGINT)
+        self._thread = self._halted = self.runner.stopped_thread()
+        return self.stop_reply(self._thread)
 
     def _gone(self, error: KvmDbgError) -> Iterator[bytes]:
         self.runner.waiting = False

@@ -189,9 +189,11 @@ INTERRUPT = {
     "t.Timer(1, lambda: d.GetSelectedTarget().GetProcess().SendAsyncInterrupt()).start()",
 }
 LINES = {
-    "gdb": ["continue", "print/x $r12", "print/x $rip", "kvm status", "break *($rip + 2)", "continue", "delete", "stepi"],
+    "gdb": [
+        "continue", "print/x $r12", "print/x $rip", "kvm status", "break *($rip + 2)", "continue", "delete", "stepi",
+    ],
     "lldb": ["process continue", "register read r12 rip", "kvm status", "stepi"],
-}
+}  # fmt: skip
 
 
 def stays(guest: LiveGuest, *, running: bool) -> bool:
@@ -228,9 +230,9 @@ def test_a_debugger_continues_and_interrupts(
     text = run_debugger(debugger, guest, [INTERRUPT[debugger.kind], *LINES[debugger.kind]], tmp_path)
     assert "SIGINT" in text, text
     assert re.search(r"(?:Thread \d+ \"|name = ')spin/", text), text
-    r12, rip = (
-        int(word, 16) for word in re.findall(r"^(?:\$\d+|\s+r(?:12|ip)) = 0x([0-9a-f]+)", text, re.MULTILINE)[:2]
-    )
+    values = re.findall(r"^(?:\$\d+|\s+r(?:12|ip)) = 0x([0-9a-f]+)", text, re.MULTILINE)
+    assert len(values) >= 2, text
+    r12, rip = (int(word, 16) for word in values[:2])
     assert (r12, rip) == (VALUE, busy) or rip >> 63, text  # a timer may have interrupted it
     assert "running: no" in text
     assert "not stepped; for that connect the debugger to QEMU's gdbstub, and use `kvm attach` beside it" in text
