@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-import kvm_dbg
 from kvm_dbg.commands.run import run_line
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.errors import FileAccessError
 from kvm_dbg.image import open_image
 from kvm_dbg.kernel.base import Thread
 from tests.debuggers.debugger import DEBUGGERS, Debugger, Missing, clean_environment, find
-from tests.live.guest.compare import Answers, Comparison
+from tests.live.hold import check, hold
 from tests.live.machine import LiveGuest
 
 WORDS: tuple[str, ...] = ()
@@ -40,29 +39,6 @@ def session(guest: LiveGuest, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def ask(session: Session, line: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = json.loads("".join(run_line(session, f"{line} --json")))
     return found
-
-
-def hold(guest: LiveGuest, address: str) -> Comparison:
-    """Hold what kvm_dbg says by a monitor against the guest's /proc before and after."""
-    comparison = Comparison()
-    before = guest.read_truth()
-    with kvm_dbg.open((), str(guest.kernel.vmlinux), qmp=address) as kvm:
-        ours = Answers(kvm)
-    after = guest.read_truth()
-    comparison.hold(ours, before, after)
-    assert ours.load in (before["load"], after["load"])
-    return comparison
-
-
-def check(comparison: Comparison) -> None:
-    assert comparison.wrong == []
-    checked = comparison.checked
-    assert checked["processes"] > 50
-    assert checked["identity"] > 30
-    assert min(checked["args"], checked["env"]) >= 7
-    assert checked["threads"] > 30
-    assert checked["mods"] >= 6
-    assert checked["log"] > 100
 
 
 def test_the_memory_of_qemu_says_what_proc_says(guest: LiveGuest) -> None:
@@ -124,7 +100,10 @@ def test_an_interrupted_snapshot_leaves_the_guest_as_it_was(guest: LiveGuest, ru
 @pytest.fixture
 def busy(guest: LiveGuest) -> Iterator[int]:
     """The address of the instruction that a program of the guest keeps a CPU busy with (guest/spin.c)."""
-    guest.check("/live/spin >/tmp/spin & echo $! >/tmp/spin.pid; until grep -q 0x /tmp/spin; do sleep 0.1; done")
+    second = "import os; os.sched_setaffinity(0, {1}); os.execv('/live/spin', ['spin'])"  # not the first thread of all
+    guest.check(
+        f'python3 -c "{second}" >/tmp/spin & echo $! >/tmp/spin.pid; until grep -q 0x /tmp/spin; do sleep 0.1; done'
+    )
     yield int(guest.check("cat /tmp/spin"), 16)
     guest.execute("cont")
     guest.check("kill $(cat /tmp/spin.pid)")
