@@ -312,24 +312,21 @@ class Machine:
                     self.make_run()
 
     def make_run(self) -> None:
-        """Let it run on, whatever became of the connection; Ctrl-C meanwhile is for afterwards. Raises as `resume`."""
+        """Let it run on, by a new connection if the one that there is fails; Ctrl-C meanwhile is for afterwards.
+
+        Raises as `resume`.
+        """
         late: KeyboardInterrupt | None = None
-        for _ in range(2):
+        for last in (False, False, True):
             try:
-                with Machine(self.address, self.timeout)._again(self._qmp) as qmp:
-                    qmp.execute("cont")
+                self.resume()
+                break
             except KeyboardInterrupt as interrupt:
                 late = interrupt
-                continue
-            break
+            except FileAccessError:
+                if self._qmp is None or last:
+                    raise
+                self._qmp.close()
+                self._qmp = None
         if late is not None:
             raise late
-
-    @contextlib.contextmanager
-    def _again(self, qmp: Qmp | None) -> Iterator[Qmp]:
-        """Yield the connection that there is, else a new one."""
-        if qmp is not None:
-            yield qmp
-            return
-        with Qmp(self.address, self.timeout) as fresh:
-            yield fresh

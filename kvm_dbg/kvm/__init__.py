@@ -110,7 +110,8 @@ def kvm_openfiles(
         execfile: the kernel file; None to search the usual places. A crash dump of NetBSD opens with one that has no
             symbols too, and can be read; only kvm_nlist fails then, and what needs it.
         corefile: the image, or the parts of a split one; with the option format="netbsd-dump" a dump partition, on
-            which `kvm_dump_mkheader` finds the dump. None for the memory of this machine.
+            which `kvm_dump_mkheader` finds the dump. None for the memory of this machine, or with the option qmp=SOCKET
+            for that of a virtual one.
         swapfile: accepted for the manual's sake; None.
         flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy. Or KVM_NO_FILES: all files are ignored, and
             /proc tells of processes and load averages.
@@ -125,7 +126,8 @@ def kvm_openfiles(
         if swapfile is not None:
             raise CommandError(f"{swapfile}: swap files are not read")
         if corefile is None:
-            return open_kvm((), execfile, writable=flags != O_RDONLY, live=True, **options)
+            live = options.get("qmp") is None
+            return open_kvm((), execfile, writable=flags != O_RDONLY, live=live, **options)
         return open_descriptor(corefile, execfile, writable=flags != O_RDONLY, **options)
     except KvmDbgError as error:
         if errbuf is not None:

@@ -261,6 +261,42 @@ def test_the_machine_runs_on_whatever_happens_while_it_stands_still(tmp_path: Pa
             assert qemu.running
 
 
+def test_the_machine_runs_on_though_the_connection_is_lost(tmp_path: Path) -> None:
+    data = make_bytes(18)
+    qemu = FakeQemu(str(tmp_path / "qmp"), {"ram": Backend(data, in_file(tmp_path, data))}, split("ram"))
+    with qemu:
+        machine = Machine(qemu.address, SHORT * 5)
+        with machine.connected() as qmp, machine.halted():
+            qmp.socket.shutdown(socket.SHUT_RDWR)
+        assert qemu.running
+
+
+def test_a_second_interrupt_comes_after_the_machine_runs_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_bytes(19)
+    qemu = FakeQemu(str(tmp_path / "qmp"), {"ram": Backend(data, in_file(tmp_path, data))}, split("ram"))
+    receive, send = Qmp.receive, Qmp.send
+    sent: list[str] = []
+    interrupts = iter([True])
+
+    def interrupted(self: Qmp, silence: str = "") -> dict[str, object]:
+        if "cont" in sent and next(interrupts, False):
+            raise KeyboardInterrupt
+        return receive(self, silence)
+
+    def remember(self: Qmp, command: str, **arguments: object) -> int:
+        sent.append(command)
+        return send(self, command, **arguments)
+
+    monkeypatch.setattr(Qmp, "receive", interrupted)
+    monkeypatch.setattr(Qmp, "send", remember)
+    with qemu:
+        machine = Machine(qemu.address, SHORT * 5)
+        with pytest.raises(KeyboardInterrupt), machine.halted():
+            pass
+        assert machine.is_running()
+        assert sent.count("cont") == 2
+
+
 def test_halt_and_resume(tmp_path: Path) -> None:
     data = make_bytes(14)
     qemu = FakeQemu(str(tmp_path / "qmp"), {"ram": Backend(data, in_file(tmp_path, data))}, split("ram"))
