@@ -261,6 +261,27 @@ class Machine:
         self.address = address
         self.timeout = timeout
         self._qmp: Qmp | None = None
+        self._process = -1  # a descriptor of QEMU's process (pidfd_open(2)), if it is known
+
+    def watch(self) -> None:
+        """Remember QEMU's process, so that its end is seen without a connection. Raises as `Qmp`."""
+        with self.connected() as qmp:
+            if qmp.peer is not None and self._process < 0 and hasattr(os, "pidfd_open"):
+                with contextlib.suppress(OSError):  # a kernel before 5.3
+                    self._process = os.pidfd_open(qmp.peer)
+
+    def close(self) -> None:
+        """Forget QEMU's process."""
+        if self._process >= 0:
+            os.close(self._process)
+            self._process = -1
+
+    def check(self) -> None:
+        """Raise FileAccessError if QEMU has ended."""
+        if self._process < 0:
+            self.is_running()
+        elif select.select([self._process], [], [], 0)[0]:
+            raise FileAccessError(self.address, "QEMU has ended")
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[Qmp]:

@@ -65,6 +65,7 @@ class GuestImage(ExtentImage):
 
     def __init__(self, machine: Machine, memory: Memory, arch: str | None, problems: tuple[str, ...]) -> None:
         super().__init__(memory.source, memory.extents)
+        machine.watch()
         self.paths = (machine.address,)
         self.control = machine
         self._machine = machine
@@ -102,8 +103,12 @@ class GuestImage(ExtentImage):
         self._notes = notes
 
     def refresh(self) -> None:
-        self._machine.is_running()
+        self._machine.check()
         self._notes = None
+
+    def close(self) -> None:
+        self._machine.close()
+        super().close()
 
     @contextlib.contextmanager
     def still(self) -> Iterator[None]:

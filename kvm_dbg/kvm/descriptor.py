@@ -137,10 +137,11 @@ class Kvm:
         return self._room
 
     def check_open(self) -> None:
-        """Raise CommandError if the descriptor has been closed."""
+        """Raise CommandError if the descriptor has been closed, FileAccessError if the machine is gone."""
         if self._closed:
             raise CommandError("this image has been closed")
         if not isinstance(self._kernel, KvmDbgError) and self._kernel.image.live:
+            self._kernel.image.refresh()
             self._kernel.refresh()
 
     @property

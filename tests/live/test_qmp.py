@@ -251,5 +251,5 @@ def test_a_guest_that_is_gone(guest: LiveGuest, session: Session) -> None:
     guest.kill()
     with pytest.raises(FileAccessError, match="QEMU is gone, and the guest's memory with it"):
         list(processes)
-    with pytest.raises(FileAccessError, match="nobody listens there; QEMU has ended"):
+    with pytest.raises(FileAccessError, match="QEMU has ended"):
         ask(session, "procs")

@@ -6,6 +6,8 @@ import ctypes
 import os
 import random
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -333,9 +335,32 @@ def test_a_machine_that_is_gone(tmp_path: Path) -> None:
             qemu.kill()
             with pytest.raises(FileAccessError, match="QEMU has ended"):
                 qmp.execute("query-status")
-        for ask in (image.refresh, machine.is_running, machine.halt, machine.resume):
+        for ask in (machine.is_running, machine.check, machine.halt, machine.resume):
             with pytest.raises(FileAccessError, match="nobody listens there; QEMU has ended"):
                 ask()
+        with pytest.raises(FileAccessError, match="nobody listens there; QEMU has ended"):
+            _ = image.notes
+
+
+def test_the_end_of_qemu_is_seen_without_a_connection(tmp_path: Path) -> None:
+    """Who listens at the socket is a process of its own here, and takes one client."""
+    program = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True);"
+        "c, _ = s.accept(); c.sendall(b'{\"QMP\": {}}\\n'); c.recv(4096);"
+        'c.sendall(b\'{"return": {}, "id": 1}\\n\'); c.recv(1)'
+    )
+    path = str(tmp_path / "qmp")
+    command = [sys.executable, "-c", program, path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        machine = Machine(path)
+        with machine.connected():
+            machine.watch()
+            machine.check()
+    with pytest.raises(FileAccessError, match="QEMU has ended"):
+        machine.check()
+    machine.close()
 
 
 def test_nothing_is_named_beside_a_machine(tmp_path: Path) -> None:
