@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -52,6 +51,8 @@ def _make_pipe(qmp: Qmp) -> Iterator[Pipe]:
             os.close(reading)
             os.close(writing)
         return
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="kvm-dbg-") as directory:
         path = os.path.join(directory, "pipe")
         os.mkfifo(path, 0o600)
@@ -59,6 +60,7 @@ def _make_pipe(qmp: Qmp) -> Iterator[Pipe]:
         try:
             yield Pipe(reading, None, f"file:{path}")
         finally:
+            os.unlink(path)  # first: QEMU would wait for ever if it opened a pipe that has no reader any more
             os.close(reading)
 
 
@@ -138,6 +140,8 @@ def save(qmp: Qmp, size: int, directory: str | None, progress: Progress | None) 
         FileAccessError: there is no room for it, or QEMU is gone.
         CommandError: QEMU refuses.
     """
+    import tempfile
+
     place = directory or tempfile.gettempdir()
     try:
         free = os.statvfs(place)
