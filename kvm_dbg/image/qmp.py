@@ -247,6 +247,13 @@ def _peer_of(stream: socket.socket) -> int | None:
     return None
 
 
+def is_qemu(pid: int) -> bool:
+    """Return whether a process is called as QEMU's programs are."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", "rb") as file:
+        return file.read().startswith(b"qemu")
+    return False
+
+
 class Machine:
     """A virtual machine, as its monitor shows it; what `MachineControl` asks for.
 
@@ -266,9 +273,12 @@ class Machine:
     def watch(self) -> None:
         """Remember QEMU's process, so that its end is seen without a connection. Raises as `Qmp`."""
         with self.connected() as qmp:
-            if qmp.peer is not None and self._process < 0 and hasattr(os, "pidfd_open"):
-                with contextlib.suppress(OSError):  # a kernel before 5.3
-                    self._process = os.pidfd_open(qmp.peer)
+            peer = qmp.peer
+        if peer is not None and self._process < 0 and hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):  # a kernel before 5.3
+                self._process = os.pidfd_open(peer)
+                if not is_qemu(peer):  # whoever has made the socket for QEMU (libvirt)
+                    self.close()
 
     def close(self) -> None:
         """Forget QEMU's process."""

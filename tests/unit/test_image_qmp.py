@@ -335,20 +335,21 @@ def test_a_machine_that_is_gone(tmp_path: Path) -> None:
             qemu.kill()
             with pytest.raises(FileAccessError, match="QEMU has ended"):
                 qmp.execute("query-status")
-        for ask in (machine.is_running, machine.check, machine.halt, machine.resume):
+        for ask in (image.refresh, machine.is_running, machine.check, machine.halt, machine.resume):
             with pytest.raises(FileAccessError, match="nobody listens there; QEMU has ended"):
                 ask()
         with pytest.raises(FileAccessError, match="nobody listens there; QEMU has ended"):
             _ = image.notes
 
 
-def test_the_end_of_qemu_is_seen_without_a_connection(tmp_path: Path) -> None:
+def test_the_end_of_qemu_is_seen_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who listens at the socket is a process of its own here, and takes one client."""
     program = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True);"
         "c, _ = s.accept(); c.sendall(b'{\"QMP\": {}}\\n'); c.recv(4096);"
         'c.sendall(b\'{"return": {}, "id": 1}\\n\'); c.recv(1)'
     )
+    monkeypatch.setattr("kvm_dbg.image.qmp.is_qemu", lambda _: True)
     path = str(tmp_path / "qmp")
     command = [sys.executable, "-c", program, path]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
