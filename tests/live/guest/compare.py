@@ -20,6 +20,7 @@ import kvm_dbg
 
 TICK = os.sysconf("SC_CLK_TCK")
 RETRIES = 5
+NOBODY: frozenset[str] = frozenset()
 
 
 def read(path: str) -> bytes | None:
@@ -142,11 +143,26 @@ class Comparison:
         if ours != theirs:
             self.wrong.append(f"{what} {where}: ours {ours!r}, of /proc {theirs!r}")
 
-    def hold(self, ours: Answers, before: dict[str, Any], after: dict[str, Any], but: int = 0) -> None:
-        """Hold all answers against what /proc said before and after; `but` is a process that was busy with it."""
+    def hold(
+        self,
+        ours: Answers,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        but: int = 0,
+        passing: frozenset[str] = NOBODY,
+    ) -> None:
+        """Hold all answers against what /proc said before and after.
+
+        Args:
+            ours: of kvm_dbg.
+            before: as from `read_truth`.
+            after: the same, later.
+            but: a process that was busy with it, and is not what it was before.
+            passing: the names of processes that may come and go in between.
+        """
         first, last = ({int(pid): one for pid, one in truth["processes"].items()} for truth in (before, after))
         for pid in ours.processes:
-            if pid not in first and pid not in last:
+            if pid not in first and pid not in last and ours.processes[pid].command not in passing:
                 self.wrong.append(f"process {pid} ({ours.processes[pid].command}) is a phantom")
         for pid, truth in first.items():
             if pid in last:
