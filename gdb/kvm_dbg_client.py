@@ -41,6 +41,7 @@ OPEN_OPTIONS = """
   --force          use a kernel file that does not match
   --live           the memory of this machine, or of a guest that runs
   --write          let memory that is live be written to
+  --qmp SOCKET     a virtual machine, by QEMU's monitor (a path, or HOST:PORT)
   --patch FILE     changes to make in the private copy
   --layout FILE    a layout file with types that the kernel file lacks
   --base ADDRESS   physical address of raw RAM

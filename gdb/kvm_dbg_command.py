@@ -40,6 +40,8 @@ COMMANDS = (
     ("vtop", "Translate a virtual address, showing every page-table entry"),
     ("selftest", "Check this image against itself, and grade what each command shows of it"),
     ("refresh", "Forget what was read so far: memory, threads, registers"),
+    ("halt", "Halt the virtual machine, so that its memory and registers stay as they are"),
+    ("resume", "Let a virtual machine that was halted run on"),
     ("help", "List the commands, or show the help of one"),
 )
 """Names and summaries, in the order of the package's list."""

@@ -190,7 +190,7 @@ class Kvm:
         gdb.flush()
         if line.split()[:1] == ["write"]:
             quiet("maintenance flush dcache")
-        if line.split()[:1] == ["refresh"]:
+        if line.split()[:1] in (["refresh"], ["halt"], ["resume"]):
             quiet("maintenance flush dcache")
             quiet("maintenance flush register-cache")
 

@@ -221,9 +221,9 @@ def run(words: list[str]) -> int:
         return 0
     files, rest = ([], words[1:]) if command.name in OWN_FILES else split_files(parser, words[1:])
     args = parser.parse_args(rest)
-    live = getattr(args, "live", False)
+    live = getattr(args, "live", False) or getattr(args, "qmp", None) is not None
     if command.needs_kernel and not files and not live:
-        parser.error("no image given, nor --live for the memory of this machine")
+        parser.error("no image given, nor --live for the memory of this machine, nor --qmp for that of a virtual one")
     configuration = read_configuration()
     index_directory = None if args.no_index else usable_index_directory(configuration)
     session = Session(_progress if sys.stderr.isatty() else None, index_directory, configuration.search)
@@ -256,14 +256,16 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
     """Return (files, the other words): the first argument that is no option, and those after it that exist as files.
 
     What stands after a kernel file alone is the image, so that a missing one is called missing.
-    With --live no image need be named, and only what exists is a file.
+    With --live no image need be named, and only what exists is a file; with --qmp only a kernel file is one.
     `--` ends the files, for an argument of the command that is also the name of a file; before any file it ends the
     options, for a file whose name begins with a dash.
     """
     files: list[str] = []
     rest: list[str] = []
     options = True
-    live = "--live" in words[: words.index("--") if "--" in words else None]
+    own = words[: words.index("--") if "--" in words else None]
+    live = "--live" in own
+    qmp = any(word == "--qmp" or word.startswith("--qmp=") for word in own)
     position = 0
     while position < len(words):
         word = words[position]
@@ -277,11 +279,18 @@ def split_files(parser: CommandParser, words: list[str]) -> tuple[list[str], lis
             if parser.takes_value(word, words[position] if position < len(words) else ""):
                 rest += words[position : position + 1]
                 position += 1
-        elif (not files and not live) or os.path.lexists(word) or only_kernel_file(files):
+        elif is_named_file(word, files, live=live, qmp=qmp):
             files.append(word)
         else:
             return files, [*rest, *words[position - 1 :]]
     return files, rest
+
+
+def is_named_file(word: str, files: Sequence[str], *, live: bool, qmp: bool) -> bool:
+    """Return whether a word that is no option names another file, after `files`; see `split_files`."""
+    if qmp:
+        return not files and only_kernel_file([word])
+    return (not files and not live) or os.path.lexists(word) or only_kernel_file(files)
 
 
 def only_kernel_file(files: Sequence[str]) -> bool:

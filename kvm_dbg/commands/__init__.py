@@ -7,6 +7,7 @@ from kvm_dbg.commands.base import Command
 from kvm_dbg.commands.bt import Bt
 from kvm_dbg.commands.files import Files
 from kvm_dbg.commands.gcore import Gcore
+from kvm_dbg.commands.halt import Halt, Resume
 from kvm_dbg.commands.help import Help
 from kvm_dbg.commands.identify import Identify
 from kvm_dbg.commands.layout import LayoutCommand
@@ -61,6 +62,8 @@ COMMANDS: tuple[Command, ...] = (
     Vtop(),
     SelfTest(),
     Refresh(),
+    Halt(),
+    Resume(),
     Help(),
 )
 

@@ -20,6 +20,7 @@ COLUMNS = (
     Column("OPEN", "bool"),
     Column("IMAGE", "list"),
     Column("FORMAT"),
+    Column("RUNNING", "bool", "whether the machine runs, of a virtual machine"),
     Column("KERNEL", "text", "the kernel file"),
     Column("RELEASE"),
     Column("ARCH"),
@@ -56,6 +57,9 @@ def add_open_arguments(parser: argparse.ArgumentParser, without: Collection[str]
         "--live", action="store_true", help="the memory of this machine; with an image, the RAM of a guest that runs"
     )
     group.add_argument("--write", action="store_true", help="let memory that is live be written to")
+    group.add_argument(
+        "--qmp", metavar="SOCKET", help="a virtual machine by QEMU's monitor: a Unix socket's path, or HOST:PORT"
+    )
     add_image_arguments(group)
 
 
@@ -66,8 +70,10 @@ def request_of(args: Any, files: list[str], index_directory: str | None, search:
         UsageError: two kernel files, or nothing else.
     """
     vmlinux, images = (args.vmlinux, tuple(files)) if args.vmlinux is not None else sort_files(files)
-    if not images and vmlinux is not None and not args.live:
-        raise UsageError(f"no image given ({vmlinux} is a kernel file): open [VMLINUX] IMAGE..., or --live")
+    if not images and vmlinux is not None and not args.live and args.qmp is None:
+        raise UsageError(
+            f"no image given ({vmlinux} is a kernel file): open [VMLINUX] IMAGE..., --live or --qmp SOCKET"
+        )
     return OpenRequest(
         images=images,
         vmlinux=vmlinux,
@@ -81,9 +87,15 @@ def request_of(args: Any, files: list[str], index_directory: str | None, search:
         patch=args.patch,
         search=(*args.search, *search),
         index_directory=index_directory,
-        live=args.live or not images,
+        live=args.live or (not images and args.qmp is None),
+        qmp=args.qmp,
         write=args.write,
     )
+
+
+def find_running(image: MemoryImage) -> bool | None:
+    """Return whether the machine behind an image runs, None if there is none that would tell."""
+    return None if image.control is None else image.control.is_running()
 
 
 def status_table(session: Session) -> Table:
@@ -97,6 +109,7 @@ def status_table(session: Session) -> Table:
         True,
         list(image.paths),
         image.info.format,
+        find_running(image),
         getattr(kernel, "vmlinux_path", None),
         getattr(kernel, "release", None),
         kernel.arch.name,
@@ -130,6 +143,7 @@ class Open(Command):
         "A named kernel file is checked against the image. Without one the usual places are searched.\n"
         "The parts of a split dump may be given in any order.\n"
         "Without any image it is the memory of this machine, which takes root: /proc/kcore, /dev/mem or /dev/crash.\n"
+        "With --qmp it is that of a virtual machine, which goes on running.\n"
         "Live memory is read only, unless --write says that it may be written to as well: /dev/mem, or a guest's RAM."
     )
     examples = (
@@ -138,6 +152,7 @@ class Open(Command):
         "open ram.bin --base 0x40000000",
         "open --live",
         "open --live --write vmlinux ram",
+        "open --qmp /run/guest.qmp",
     )
     needs_kernel = False
 

@@ -30,7 +30,8 @@ class OpenRequest(NamedTuple):
     which kernel of several (from 1). force: use a vmlinux that does not match. layout: a layout file with types. patch:
     a file of changes to make in the private copy. search: directories to look for vmlinux in, before the usual ones.
     index_directory: where indexes are kept, None for no index. live: memory changes while it is read; without images,
-    that of this machine. write: what is written goes into that memory itself.
+    that of this machine. qmp: where the monitor of a virtual machine listens, whose memory it is then. write: what is
+    written goes into that memory itself.
     """
 
     images: tuple[str, ...]
@@ -47,6 +48,7 @@ class OpenRequest(NamedTuple):
     index_directory: str | None = None
     live: bool = False
     write: bool = False
+    qmp: str | None = None
 
 
 def sort_files(files: list[str]) -> tuple[str | None, tuple[str, ...]]:
@@ -183,6 +185,7 @@ class Session:
             offset=request.offset,
             live=request.live,
             write=request.write,
+            qmp=request.qmp,
             cache_directory=request.index_directory,
             progress=self.progress,
         )
@@ -238,7 +241,13 @@ class Session:
             self.image.confirmed = True
 
     def refresh(self) -> None:
-        """Forget what was read from memory. Raises CommandError if the kernel is another one than was opened."""
+        """Forget what was read from memory.
+
+        Raises:
+            CommandError: the kernel is another one than was opened.
+            FileAccessError: the machine is gone.
+        """
+        self.image.refresh()
         self.kernel.refresh()
         self._grades = {}
 

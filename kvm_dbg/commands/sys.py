@@ -6,11 +6,13 @@ from typing import Any
 
 from kvm_dbg.commands.base import Column, Command, Table
 from kvm_dbg.commands.coverage import describe_coverage
+from kvm_dbg.commands.open import find_running
 from kvm_dbg.commands.session import Session
 
 COLUMNS = (
     Column("IMAGE", "list"),
     Column("FORMAT"),
+    Column("RUNNING", "bool", "whether the machine runs, of a virtual machine"),
     Column("KERNEL", "text", "the kernel file with symbols and types"),
     Column("SYSTEM"),
     Column("NODENAME"),
@@ -55,6 +57,7 @@ class Sys(Command):
         row = (
             list(session.image.paths),
             info.format,
+            find_running(session.image),
             getattr(session.kernel, "vmlinux_path", None) or (request.vmlinux if request else None),
             summary.system,
             summary.nodename,

@@ -194,6 +194,7 @@ def open_image(
     offset: int | None = None,
     live: bool = False,
     write: bool = False,
+    qmp: str | None = None,
     cache_directory: str | None = None,
     progress: Progress | None = None,
 ) -> MemoryImage:
@@ -208,6 +209,7 @@ def open_image(
             it is searched for.
         live: memory that changes while it is read: this machine's, or raw RAM that a running guest has as a file.
         write: open it so that `MemoryImage.put` can change it; for memory that is live.
+        qmp: where the monitor of a virtual machine listens, a socket's path or HOST:PORT; no paths then.
         cache_directory: where compressed files are kept decompressed; None for temporary files.
         progress: called with a line of text now and then while a file is decompressed.
 
@@ -220,6 +222,14 @@ def open_image(
     from kvm_dbg.image.live import is_live, open_live
 
     names = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if qmp is not None:
+        if names or live or format is not None or base is not None or hole is not None or offset is not None:
+            raise CommandError(
+                f"{qmp}: QEMU says what the guest's memory is; nothing else can be named beside its socket"
+            )
+        from kvm_dbg.image.qmp_image import open_guest
+
+        return open_guest(qmp, writable=write, progress=progress)
     if not names and live:
         return open_live(writable=write)
     if not names:

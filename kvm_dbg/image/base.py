@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
@@ -134,6 +135,7 @@ class MemoryImage(ABC):
         page_map: where kernel addresses are, if the dump has a part for that.
         live: the memory changes while it is read: nothing that was read from it holds for longer than a command.
         control: what halts the machine and lets it run, if there is a machine and something that can.
+        ran_on: the CPUs that the notes are of have run on since.
     """
 
     paths: tuple[str, ...] = ()
@@ -141,6 +143,7 @@ class MemoryImage(ABC):
     page_map: PageMap | None = None
     live: bool = False
     control: MachineControl | None = None
+    ran_on: bool = False
 
     @property
     @abstractmethod
@@ -221,6 +224,21 @@ class MemoryImage(ABC):
             if note.name == name and note_type in (None, note.type):
                 return note
         return None
+
+    def refresh(self) -> None:  # noqa: B027 - most images are of what does not change
+        """Look again at the machine behind the image: its registers, or all of its memory if that is a snapshot.
+
+        Raises:
+            FileAccessError: the machine is gone.
+        """
+
+    def still(self) -> AbstractContextManager[None]:
+        """Have the machine stand still for a moment, so that its memory and the notes of its CPUs fit together.
+
+        Raises:
+            FileAccessError: the machine is gone.
+        """
+        return nullcontext()
 
     def close(self) -> None:  # noqa: B027 - most images hold nothing that needs closing early
         """Release files and maps; the image cannot be read afterwards."""

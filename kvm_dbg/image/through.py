@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from kvm_dbg.errors import CommandError, KvmDbgError, NotInImageError
-from kvm_dbg.image.base import MachineControl, MemoryImage, PartialRead, Piece, Range
+from kvm_dbg.image.base import MemoryImage, PartialRead, Piece, Range
 from kvm_dbg.image.writable import Part, WritableImage
 
 
@@ -29,10 +29,6 @@ class WriteThroughImage(WritableImage):
         super().__init__(image)
         self.confirmed = confirmed
         self.read = image.read  # type: ignore[method-assign] # one call less, for each page that is looked at
-
-    @property
-    def control(self) -> MachineControl | None:  # type: ignore[override]
-        return self.image.control
 
     def write(self, paddr: int, data: bytes) -> None:
         """Put `data` at physical address `paddr` of the memory itself. Raises as `MemoryImage.put`."""

@@ -6,10 +6,11 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from kvm_dbg.errors import CommandError, NotInImageError
-from kvm_dbg.image.base import ImageInfo, MemoryImage, PartialRead, Presence
+from kvm_dbg.image.base import ImageInfo, MemoryImage, Note, PartialRead, Presence
 
 MAX_CHANGES = 1 << 14  # changes that are remembered
 MAX_BYTES = 1 << 26  # of data in them; the oldest are forgotten first
@@ -50,15 +51,39 @@ class WritableImage(MemoryImage):
     def __init__(self, image: MemoryImage) -> None:
         self.image = image
         self.paths = image.paths
-        self.notes = image.notes
         self.page_map = image.page_map
         self.live = image.live
+        self.control = image.control
         self.changes: deque[Change] = deque()
         self._bytes = 0
 
     @property
     def info(self) -> ImageInfo:
         return self.image.info
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """The notes of the image below, as they are now."""
+        return self.image.notes
+
+    @notes.setter
+    def notes(self, notes: tuple[Note, ...]) -> None:
+        self.image.notes = notes
+
+    @property
+    def ran_on(self) -> bool:
+        """Whether the CPUs that the notes are of have run on since."""
+        return self.image.ran_on
+
+    @ran_on.setter
+    def ran_on(self, ran_on: bool) -> None:
+        self.image.ran_on = ran_on
+
+    def refresh(self) -> None:
+        self.image.refresh()
+
+    def still(self) -> AbstractContextManager[None]:
+        return self.image.still()
 
     @abstractmethod
     def write(self, paddr: int, data: bytes) -> None:

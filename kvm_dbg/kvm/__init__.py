@@ -111,7 +111,8 @@ def kvm_openfiles(
         execfile: the kernel file; None to search the usual places. A crash dump of NetBSD opens with one that has no
             symbols too, and can be read; only kvm_nlist fails then, and what needs it.
         corefile: the image, or the parts of a split one; with the option format="netbsd-dump" a dump partition, on
-            which `kvm_dump_mkheader` finds the dump. None for the memory of this machine.
+            which `kvm_dump_mkheader` finds the dump. None for the memory of this machine, or with the option qmp=SOCKET
+            for that of a virtual one.
         swapfile: accepted for the manual's sake; None.
         flags: O_RDONLY, O_RDWR or O_WRONLY. Writes go into a private copy of a dump's memory, and into live memory
             itself, as kvm(3) has it: for that /dev/mem is opened, since /proc/kcore is read-only. Or KVM_NO_FILES: all
@@ -127,7 +128,8 @@ def kvm_openfiles(
         if swapfile is not None:
             raise CommandError(f"{swapfile}: swap files are not read")
         if corefile is None:
-            return open_kvm((), execfile, writable=flags != O_RDONLY, live=True, **options)
+            live = options.get("qmp") is None
+            return open_kvm((), execfile, writable=flags != O_RDONLY, live=live, **options)
         if options.get("live") or (isinstance(corefile, str) and is_live(corefile)):
             return open_kvm(corefile, execfile, writable=flags != O_RDONLY, **options)
         return open_descriptor(corefile, execfile, writable=flags != O_RDONLY, **options)

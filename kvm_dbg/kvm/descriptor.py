@@ -135,10 +135,11 @@ class Kvm:
         return self._room
 
     def check_open(self) -> None:
-        """Raise CommandError if the descriptor has been closed."""
+        """Raise CommandError if the descriptor has been closed, FileAccessError if the machine is gone."""
         if self._closed:
             raise CommandError("this image has been closed")
         if not isinstance(self._kernel, KvmDbgError) and self._kernel.image.live:
+            self._kernel.image.refresh()
             self._kernel.refresh()
 
     @property
@@ -304,6 +305,7 @@ def open_kvm(
     search: Iterable[str] = (),
     index_directory: str | None = None,
     live: bool = False,
+    qmp: str | None = None,
 ) -> Kvm:
     """Open an image, or the parts of a split one, with the kernel in it.
 
@@ -321,6 +323,7 @@ def open_kvm(
         search: directories to look for vmlinux in, before the usual ones.
         index_directory: where indexes of symbols and types, and decompressed files, are kept; None for nowhere.
         live: memory changes while it is read; without images, that of this machine.
+        qmp: where the monitor of a virtual machine listens, a socket's path or HOST:PORT; no images then.
 
     Raises:
         KvmDbgError: the image or the named kernel file cannot be used.
@@ -333,7 +336,8 @@ def open_kvm(
         format=format,
         offset=offset,
         live=live,
-        write=writable and (live or (len(paths) == 1 and is_live(paths[0]))),
+        qmp=qmp,
+        write=writable and (live or qmp is not None or (len(paths) == 1 and is_live(paths[0]))),
         cache_directory=index_directory,
     )
     options = KernelOptions(candidate, index_directory, tuple(search), force, layout)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 RECEIVE_SIZE = 1 << 16  # bytes
 MAX_LINE = 1 << 20  # bytes of one request
+LOOK_AGAIN = (["refresh"], ["halt"], ["resume"])  # commands after which threads and registers are others
 
 
 class ControlChannel:
@@ -145,7 +146,7 @@ def facts_of(session: Session, debugger: DebuggerSession) -> dict[str, object]:
         "zero_based": zero_based_sections(str(vmlinux)) if vmlinux is not None else [],
         "threads": len(debugger.target.threads),
         "problem": debugger.target.problem,
-        "images": [os.path.abspath(path) for path in kernel.image.paths],
+        "images": [os.path.abspath(path) if os.path.lexists(path) else path for path in kernel.image.paths],
         "commands": [
             {
                 "name": command.name,
@@ -209,8 +210,8 @@ def _messages(
             finally:
                 session.selected = None
                 session.color = False  # `monitor` has its output shown by whoever asks
-            if line.split()[:1] == ["refresh"]:
-                debugger.refresh()
+            if line.split()[:1] in LOOK_AGAIN:
+                debugger.forget()
             yield {"done": True}
         case {"complete": str(line)}:
             from kvm_dbg.commands.complete import complete_line

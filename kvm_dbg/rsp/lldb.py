@@ -58,12 +58,11 @@ def refuse_to_run(session: DebuggerSession, packet: bytes, text: str) -> bytes:
 def stop_reply(session: DebuggerSession, tid: int, core: bytes, why: str = "") -> bytes:
     """Return why a thread is stopped, its name, and the registers that lldb wants of every thread.
 
-    Only the first thread has a reason, unless there is one to tell: lldb shows every thread that has one whenever it
-    shows a stop.
+    One thread has a reason, unless there is one to tell: lldb shows every thread that has one whenever it shows a stop.
     """
     target = session.target
     thread = target.threads[tid]
-    signal = 5 if why or tid == next(iter(target.threads)) else 0
+    signal = 5 if why else session.signal_of(tid)
     reason = b"reason:exception;description:%b;" % hexlify(why.encode()) if why else b""
     expedited = b"".join(
         [

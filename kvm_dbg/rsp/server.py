@@ -32,7 +32,8 @@ from kvm_dbg.errors import FileAccessError, KvmDbgError, ProtocolError
 from kvm_dbg.rsp.control import ControlChannel, answer, facts_of
 from kvm_dbg.rsp.debugger_file import DebuggerFiles
 from kvm_dbg.rsp.packet import Event, PacketReader, frame
-from kvm_dbg.rsp.session import DebuggerSession
+from kvm_dbg.rsp.run import LOOK_SECONDS
+from kvm_dbg.rsp.session import DebuggerSession, Reply
 from kvm_dbg.rsp.stop import ClientGone, Interruptible
 
 if TYPE_CHECKING:
@@ -88,9 +89,14 @@ class Connection:
         self._events += self._reader.feed(data)
 
     def poll(self) -> bool:
-        """Read what has come without waiting, and return whether an interrupt is among it. Raises as `receive`."""
+        """Read what has come without waiting, and return whether an interrupt is among it. Raises as `receive`.
+
+        While the debugger waits for the machine, an interrupt is for that.
+        """
         while select.select([self.socket], [], [], 0)[0]:
             self.receive()
+        if self.session.runner.waiting:
+            return False
         found = [event for event in self._events if event.kind != "interrupt"]
         interrupted = len(found) < len(self._events)
         self._events[:] = found
@@ -102,6 +108,8 @@ class Connection:
             event = self._events.pop(0)
             if event.kind == "packet":
                 self._answer(event)
+            elif event.kind == "interrupt":
+                self._reply(self.session.interrupt())
             elif event.kind == "nack":
                 self._send(self._last)
             elif event.kind == "damaged":
@@ -114,12 +122,18 @@ class Connection:
         if acknowledged:
             self._send(b"+")
             self._drop_repeats(event)
-        reply = self.session.reply(event.payload)
+        self._reply(self.session.reply(event.payload), acknowledged)
+
+    def look(self) -> None:
+        """Tell the debugger if the machine that it waits for has stopped by itself. Raises ClientGone."""
+        self._reply(self.session.look())
+
+    def _reply(self, reply: Reply, acknowledged: bool | None = None) -> None:
         if reply is None:
             return
         for payload in (reply,) if isinstance(reply, bytes) else reply:
             packet = frame(payload)
-            if acknowledged:
+            if acknowledged if acknowledged is not None else not self.session.no_ack:
                 self._last = packet
             self._send(packet)
 
@@ -231,6 +245,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
 
     channel = ControlChannel.on_standard_streams() if options.control else None
     connection: Connection | None = None
+    debugger: DebuggerSession | None = None
     files = DebuggerFiles()
     users = UserProcesses()
 
@@ -257,7 +272,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
                 if not any(item.waiting for item in (channel, connection) if item is not None):
                     own = None if debugger.ended else connection or listener
                     sources = [item for item in (channel, own, *users.sources) if item is not None]
-                    readable, _, _ = select.select(sources, [], [])
+                    readable, _, _ = select.select(sources, [], [], LOOK_SECONDS if debugger.runner.waiting else None)
                     for problem in users.serve(readable):
                         _report(channel, problem)
                     if channel is not None and channel in readable:
@@ -271,6 +286,7 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
                         answer(channel, request, session, debugger, interruptible, files, users)
                 if connection is not None:
                     connection.serve()
+                    connection.look()
                 if debugger.ended and not users.sources:  # a debugger that quits leaves one connection after the other
                     return 0
     except ClientGone:
@@ -289,7 +305,20 @@ def serve(session: Session, open_image: Callable[[], object], options: ServeOpti
             connection.socket.close()
         users.close()
         files.close()
+        if debugger is not None:
+            _restore(channel, debugger)
         session.close()
+
+
+def _restore(channel: ControlChannel | None, debugger: DebuggerSession) -> None:
+    """Leave the machine as it was found; what is gone needs no word, for its debugger has had one."""
+    try:
+        debugger.runner.restore()
+    except FileAccessError:
+        pass
+    except KvmDbgError as error:
+        with contextlib.suppress(ClientGone):
+            _report(channel, str(error))
 
 
 def _on_end(_number: int, _frame: FrameType | None) -> None:

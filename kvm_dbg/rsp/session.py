@@ -4,10 +4,11 @@ Facts: appendix "Gdb Remote Serial Protocol" of the gdb manual; docs/resources/l
 packets (in `lldb.py`). gdb and lldb are told apart by their handshakes: only gdb's qSupported has `qRelocInsn+`,
 only lldb sends QStartNoAckMode before it.
 
-A dump does not run. Resuming is refused with one clear message, and breakpoints are accepted silently (gdb inserts
-them when it resumes, and its own message about a refused breakpoint would hide ours). Memory writes go into the
-target's private copy, or into a kernel that runs, if they may; registers cannot be written. Debuggers hide why a write
-was refused behind words of their own, so that is said beside the protocol as well.
+A dump does not run, and a machine that does has no breakpoints (see `run.py`). Resuming is refused with one clear
+message, and breakpoints are accepted silently (gdb inserts them when it resumes, and its own message about a refused
+breakpoint would hide ours). Memory writes go into the target's private copy, or into a kernel that runs, if they may;
+registers cannot be written. Debuggers hide why a write was refused behind words of their own, so that is said beside
+the protocol as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import KvmDbgError, ProtocolError, ReadError
 from kvm_dbg.rsp.packet import PACKET_SIZE, escape, unescape
+from kvm_dbg.rsp.run import GONE, SIGINT, Runner, explain
 from kvm_dbg.rsp.target_xml import quoted
 
 if TYPE_CHECKING:
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 Reply = bytes | Iterator[bytes] | None
 RunLine = Callable[[str], Iterator[str]]
 
-NOT_RUNNING = "this kernel is not running (it is a dump): it cannot be continued or stepped"
 NO_USER_MEMORY = "the debugger does not say which thread it wants the memory of; `kvm read --pid PID` reads a process's"
 NO_REGISTER_WRITES = "registers of a dump cannot be changed"
+SIGTRAP = 5
 MAX_READ = PACKET_SIZE  # bytes that one packet may ask for; debuggers ask again for the rest
 PROCESS_OBJECTS = (b"auxv", b"exec-file", b"libraries-svr4")  # gdb 13 asks here for what another connection offered
 OUTPUT_PIECE = PACKET_SIZE // 4  # characters of command output that one O packet carries
@@ -49,6 +51,7 @@ class DebuggerSession:
         no_ack: neither side acknowledges packets any more.
         ended: the debugger has said goodbye.
         client: "gdb", "lldb" or "" while unknown.
+        runner: what lets the machine run, and halts it.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class DebuggerSession:
         notify: Callable[[str], None] | None = None,
     ) -> None:
         self.target = target
+        self.runner = Runner(target)
         self.run_line = run_line
         self.notify = notify
         self.text_address = text_address
@@ -71,6 +75,7 @@ class DebuggerSession:
         self.error_messages = False  # the client understands E.text as a reply to everything
         self.thread_suffix = False
         self._thread = next(iter(target.threads))
+        self._halted: int | None = None  # the thread that is said to have been interrupted when the machine was halted
         self._any_thread = False  # the debugger has asked for none in particular
         self._stop_seen = False  # it has read registers: of the thread that the reply to `?` names
         self._objects: dict[bytes, bytes] = {}  # of qXfer, as they were when their first piece was read
@@ -147,15 +152,25 @@ class DebuggerSession:
     def _halt_reason(self, _packet: bytes) -> bytes:
         return self.stop_reply(self._thread)
 
+    def signal_of(self, tid: int) -> int:
+        """Return the signal that has stopped a thread: SIGINT when the machine was halted, else SIGTRAP.
+
+        It is one thread that has got it, for lldb shows every thread that has one whenever it shows a stop.
+        """
+        if self._halted is not None:
+            return SIGINT if tid == self._halted else 0
+        return SIGTRAP if tid == next(iter(self.target.threads)) else 0
+
     def stop_reply(self, tid: int) -> bytes:
-        """Return why a thread is stopped: SIGTRAP, always."""
+        """Return why a thread is stopped."""
+        signal = self.signal_of(tid) or SIGTRAP
         cpu = self.target.threads[tid].cpu
         core = b"" if cpu is None else b"core:%x;" % cpu
         if self.client == "lldb":
             from kvm_dbg.rsp.lldb import stop_reply
 
             return stop_reply(self, tid, core)
-        return b"T05thread:%x;%b" % (tid, core)
+        return b"T%02xthread:%x;%b" % (signal, tid, core)
 
     # Objects
 
@@ -233,6 +248,10 @@ class DebuggerSession:
     def refresh(self) -> None:
         """Forget all that was read, and keep the selected thread in any case. Raises CommandError."""
         self.target.refresh([self._thread])
+
+    def forget(self) -> None:
+        """Forget what was read, where somebody else has looked at the machine again; as `refresh` otherwise."""
+        self.target.forget([self._thread])
 
     def _first_threads(self, _packet: bytes) -> bytes:
         if self.target.live:
@@ -325,17 +344,53 @@ class DebuggerSession:
 
     # What a dump cannot do, and the end
 
-    def _resume(self, packet: bytes) -> bytes:
+    def _resume(self, packet: bytes) -> bytes | None:
         if packet == b"vCont?":
             return b"vCont;c;C;s;S"
+        refusal = self.runner.refusal(packet)
+        if not refusal:
+            try:
+                self.runner.resume()
+                return None
+            except KvmDbgError as error:
+                refusal = str(error)
         if self.client == "lldb":
             from kvm_dbg.rsp.lldb import refuse_to_run
 
-            return refuse_to_run(self, packet, NOT_RUNNING)
-        return self.error_text(NOT_RUNNING)
+            return refuse_to_run(self, packet, refusal)
+        return self.error_text(refusal)
 
-    def _breakpoint(self, _packet: bytes) -> bytes:
-        return self.error_text(NOT_RUNNING) if self.client == "lldb" else b"OK"
+    def interrupt(self) -> Reply:
+        """Halt the machine if the debugger waits for it, and return the stop reply."""
+        return self._stop(self.runner.halt) if self.runner.waiting else None
+
+    def look(self) -> Reply:
+        """Return the stop reply if the machine that the debugger waits for has stopped, None if it has not."""
+        try:
+            return self._stop(lambda: None) if self.runner.has_stopped() else None
+        except KvmDbgError as error:
+            return self._gone(error)
+
+    def _stop(self, halt: Callable[[], None]) -> Reply:
+        try:
+            halt()
+            self.refresh()
+        except KvmDbgError as error:
+            return self._gone(error)
+        self._thread = self._halted = self.runner.stopped_thread()
+        return self.stop_reply(self._thread)
+
+    def _gone(self, error: KvmDbgError) -> Iterator[bytes]:
+        self.runner.waiting = False
+        self.ended = True
+        yield from _console(explain(error))
+        yield GONE
+
+    def _breakpoint(self, packet: bytes) -> bytes:
+        if self.client == "lldb":
+            return self.error_text(self.runner.refusal(b"s"))
+        (self.runner.breakpoints.add if packet[:1] == b"Z" else self.runner.breakpoints.discard)(packet[1:])
+        return b"OK"
 
     def _detach(self, _packet: bytes) -> bytes:
         self.ended = True

@@ -15,6 +15,7 @@ from functools import cached_property
 from time import monotonic
 
 from kvm_dbg.errors import CommandError, KvmDbgError, ReadError
+from kvm_dbg.image.base import MachineControl
 from kvm_dbg.kernel.base import AddressSpaceReader, Kernel, OperatingSystem, Thread
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.kernel.write import write_memory
@@ -45,6 +46,11 @@ class Target:
         self._read_at = monotonic()
 
     @property
+    def control(self) -> MachineControl | None:
+        """Return what halts the machine and lets it run, None if nothing does."""
+        return self.kernel.image.control
+
+    @property
     def live(self) -> bool:
         """Return whether the kernel runs while it is looked at."""
         return self.kernel.image.live
@@ -54,8 +60,14 @@ class Target:
 
         Raises:
             CommandError: the kernel is not the one that was opened any more.
+            FileAccessError: the machine is gone.
         """
+        self.kernel.image.refresh()
         self.kernel.refresh()
+        self.forget(keep)
+
+    def forget(self, keep: Collection[int] = ()) -> None:
+        """Forget what is known of the kernel here; as `refresh` otherwise."""
         before = self.threads
         self.problem = ""
         self._spaces.clear()
@@ -129,7 +141,7 @@ class Target:
         """Return what a debugger shows behind a thread's name."""
         parts = [f"pid {thread.pid}" if thread.pid == thread.lid else f"pid {thread.pid} tid {thread.lid}"]
         if thread.on_cpu and thread.cpu is not None:
-            parts.append(f"on CPU {thread.cpu}")
+            parts.append(f"on CPU {thread.cpu}" + (", which ran on" if self.kernel.image.ran_on else ""))
         if thread.address:
             parts.append(f"task {thread.address:#x}")
         return ", ".join(parts)

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import ReadError
+from kvm_dbg.image.base import MachineControl
 from kvm_dbg.kernel.base import AddressSpaceReader, OperatingSystem, Thread, UserThread
 from kvm_dbg.kernel.write import write_memory
 from kvm_dbg.rsp.session import DebuggerSession
@@ -61,6 +62,11 @@ class UserTarget(Target):
         known = thread.registers
         names = [(register.name, WIDE_NAMES.get(register.name, register.name)) for register in self._narrow.registers]
         return {name: known[wide] for name, wide in names if wide in known}
+
+    @property
+    def control(self) -> MachineControl | None:
+        """Return nothing: a machine is halted, not one of its processes."""
+        return None
 
     def describe(self, thread: Thread) -> str:
         """Return why a thread has no registers."""

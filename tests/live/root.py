@@ -32,8 +32,8 @@ APPLETS = (
 SIZE = 512 << 20  # bytes of the image, sparse
 
 
-def write_initramfs(path: Path, kernel: KernelFiles) -> None:
-    """Write the initramfs, not compressed, that goes on in the disk's root."""
+def write_initramfs(path: Path, kernel: KernelFiles, more: tuple[str, ...] = ()) -> None:
+    """Write the initramfs, not compressed, that loads MODULES and `more` and goes on in the disk's root."""
     with path.open("wb") as file:
         archive = Archive(file)
         archive.add_device("/dev/console", 5, 1)
@@ -41,7 +41,7 @@ def write_initramfs(path: Path, kernel: KernelFiles) -> None:
         archive.add_file("/bin/busybox", find_program("busybox").read_bytes(), 0o755)
         for directory in ("/proc", "/root"):
             archive.add_directory(directory)
-        files = find_modules(kernel.modules, MODULES)
+        files = find_modules(kernel.modules, (*MODULES, *more))
         names = [f"/modules/{module.name.partition('.')[0]}.ko" for module in files]
         for name, module in zip(names, files, strict=True):
             archive.add_file(name, read_module(module))
@@ -98,7 +98,8 @@ def _make(work: Path) -> None:
         shutil.copy(SOURCES / script, tree / "live" / script)
         (tree / "live" / script).chmod(0o755)
     options = ["-static", "-O2", "-pthread"]
-    _run(["gcc", *options, "-o", str(tree / "live/crowd"), str(SOURCES / "crowd.c")])
+    for program in ("crowd", "spin"):
+        _run(["gcc", *options, "-o", str(tree / "live" / program), str(SOURCES / f"{program}.c")])
     (tree / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n")
     (tree / "etc/group").write_text("root:x:0:\nuser:x:1000:\n")
     image = work / "root.ext4"

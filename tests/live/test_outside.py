@@ -22,6 +22,7 @@ from tests.debuggers.debugger import DEBUGGERS, Missing, by_name, clean_environm
 from tests.lab import cache
 from tests.lab.package import obtain_kernel
 from tests.lab.scenario import find_kernel
+from tests.live.hold import check, hold
 from tests.live.machine import LiveGuest
 
 WORDS: tuple[str, ...] = ()
@@ -55,6 +56,11 @@ def ask(session: Session, line: str) -> list[dict[str, object]]:
     return found
 
 
+def ask_one(session: Session, line: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads("".join(run_line(session, f"{line} --json")))
+    return found
+
+
 def listed(guest: LiveGuest) -> dict[int, str]:
     """Return PID -> name of the guest's processes, by its /proc; what lists them is left out."""
     text = guest.check('for f in /proc/[0-9]*/stat; do read -r line <$f && echo "$line"; done 2>/dev/null; true')
@@ -71,6 +77,45 @@ def test_processes_are_those_of_proc(guest: LiveGuest, session: Session) -> None
     assert {pid: name for pid, name in ours.items() if pid in steady} == steady
     assert set(ours) <= set(before) | set(after)
     assert len(steady) > 50
+
+
+def test_the_monitor_leads_to_the_ram_file(guest: LiveGuest, session: Session) -> None:
+    check(hold(guest, str(guest.qmp)))
+    monitored = Session()
+    monitored.open(OpenRequest((), str(guest.kernel.vmlinux), qmp=str(guest.qmp)))
+    assert monitored.image.info.quirks == ()
+    assert ("memory", str(guest.ram)) in monitored.image.info.details
+    ask_one(monitored, "halt")
+    try:
+        lines = ("procs", "lwps", "args", "env", "loadavg", "mods", "log")
+        assert [ask(session, line) for line in lines] == [ask(monitored, line) for line in lines]
+    finally:
+        ask_one(monitored, "resume")
+    monitored.close()
+
+
+def test_another_kernel_behind_the_monitor(guest: LiveGuest) -> None:
+    """As after a restart, for as long as the guest stands still: where the kernel's name was, there is another one."""
+    session = Session()
+    session.open(OpenRequest((), str(guest.kernel.vmlinux), qmp=str(guest.qmp)))
+    ask_one(session, "halt")
+    release = guest.kernel.release.encode()
+    names = session.find_symbol("init_uts_ns").address
+    paddr = session.kernel.translate(names + session.kernel.read(names, 512).index(release))
+    with guest.ram.open("r+b") as file:
+        try:
+            file.seek(paddr)
+            file.write(b"0" * len(release))
+            file.flush()
+            with pytest.raises(CommandError, match=r"is not the one that was opened any more .*open it again"):
+                ask_one(session, "refresh")
+        finally:
+            file.seek(paddr)
+            file.write(release)
+            file.flush()
+            guest.execute("cont")
+    ask_one(session, "refresh")
+    session.close()
 
 
 def test_dev_mem_is_refused_without_iomem_relaxed_too(guest: LiveGuest) -> None:
@@ -231,12 +276,6 @@ def test_a_debuggers_own_writes_reach_the_guest(guest: LiveGuest, name: str) -> 
     assert "kvm: a running kernel is opened for reading only: `open --write` lets it be written to" in text, text
     assert sysctl(guest, "panic") == "78"
     guest.check("echo 0 >/proc/sys/kernel/panic")
-
-
-def ask_one(session: Session, line: str) -> dict[str, object]:
-    """Return the one object that a command answers."""
-    found: dict[str, object] = json.loads("".join(run_line(session, f"{line} --json")))
-    return found
 
 
 def find_text(session: Session, name: str, text: bytes) -> int:

@@ -68,6 +68,12 @@ def test_version(capsys: Capture) -> None:
         (["kernel", "missing", "start"], ["kernel", "missing"], ["start"]),
         (["vmcore", "loop", "start"], ["vmcore", "loop"], ["start"]),
         ([], [], []),
+        (["--live", "start"], [], ["--live", "start"]),
+        (["--live", "vmcore", "start"], ["vmcore"], ["--live", "start"]),
+        (["--qmp", "socket", "start"], [], ["--qmp", "socket", "start"]),
+        (["--qmp=socket", "kernel", "start", "64"], ["kernel"], ["--qmp=socket", "start", "64"]),
+        (["kernel", "vmcore", "--qmp", "socket"], ["kernel"], ["vmcore", "--qmp", "socket"]),
+        (["vmcore", "64", "--", "--qmp"], ["vmcore"], ["64", "--", "--qmp"]),
     ],
 )
 def test_files_come_first(

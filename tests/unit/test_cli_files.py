@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,19 @@ def test_no_permission(tmp_path: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o111)
     complaint = fail("procs", str(path), program=("-c", AS_NOBODY), XDG_CACHE_HOME="", XDG_CONFIG_HOME="", HOME="")
     assert complaint == f"kvm-dbg: {path}: Permission denied\n"
+
+
+def test_no_permission_for_a_monitor(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1)
+    path.chmod(0o600)
+    words = ("procs", "--qmp", str(path))
+    complaint = fail(*words, program=("-c", AS_NOBODY), XDG_CACHE_HOME="", XDG_CONFIG_HOME="", HOME="")
+    listener.close()
+    text = "Permission denied: the socket takes the user that QEMU runs as, or root: use sudo"
+    assert complaint == f"kvm-dbg: {path}: {text}\n"
 
 
 ELF = write_elfcore([Load(0x1000, bytes(range(256)) * 64)])

@@ -17,6 +17,8 @@ from kvm_dbg.commands import COMMANDS, find_command
 from kvm_dbg.commands.run import run_line
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.elf import open_elf
+from kvm_dbg.errors import CommandError
+from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.kernel.base import GRADES
 from kvm_dbg.symbols.elf import ElfSymbolTable
 from tests.unit.conftest import Little
@@ -62,6 +64,47 @@ def ask(capsys: Capture, *words: str) -> Any:
     return json.loads(run(capsys, *words, "--json"))
 
 
+class LittleMachine:
+    """What halts the machine behind an image."""
+
+    running = True
+
+    def is_running(self) -> bool:
+        return self.running
+
+    def halt(self) -> None:
+        self.running = False
+
+    def resume(self) -> None:
+        self.running = True
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> LittleMachine:
+    """A machine behind every image."""
+    machine = LittleMachine()
+    monkeypatch.setattr(MemoryImage, "control", machine)
+    return machine
+
+
+def test_halt_and_resume(little: Little, machine: LittleMachine, capsys: Capture) -> None:
+    assert ask(capsys, "status", little.image)["running"] is True
+    assert ask(capsys, "halt", little.image) == {"image": [little.image], "running": False}
+    assert not machine.running
+    assert ask(capsys, "sys", little.image)["running"] is False
+    assert run(capsys, "resume", little.image).splitlines()[1] == "running: yes"
+    assert machine.running
+
+
+def test_a_dump_has_no_machine(little: Little, capsys: Capture) -> None:
+    assert ask(capsys, "status", little.image)["running"] is None
+    session = Session()
+    session.open(OpenRequest((little.image,)))
+    with pytest.raises(CommandError, match="there is no machine that could be halted: a virtual one can"):
+        list(run_line(session, "halt"))
+    session.close()
+
+
 def words_for(name: str, image: str) -> list[str]:
     files = [] if name == "help" else [image]
     if name == "gcore":
@@ -74,14 +117,16 @@ def words_for(name: str, image: str) -> list[str]:
 def test_the_list_is_the_promised_one() -> None:
     promised = (
         "open close status geterr identify nlist read write vtop procs lwps bt args env files vm user gcore"
-        " vmlinux layout loadavg top vmstat log sys mods selftest refresh thread help"
+        " vmlinux layout loadavg top vmstat log sys mods selftest refresh thread help halt resume"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
 
 
 @pytest.mark.parametrize("name", ANSWERING)
-def test_every_command_answers_in_text_json_and_csv(name: str, little: Little, capsys: Capture) -> None:
+def test_every_command_answers_in_text_json_and_csv(
+    name: str, little: Little, machine: LittleMachine, capsys: Capture
+) -> None:
     text = run(capsys, *words_for(name, little.image))
     answer = ask(capsys, *words_for(name, little.image))
     lines = run(capsys, *words_for(name, little.image), "--csv")
@@ -103,7 +148,7 @@ def test_every_command_answers_in_text_json_and_csv(name: str, little: Little, c
 
 
 @pytest.mark.parametrize("name", ANSWERING)
-def test_no_text_reaches_the_terminal_raw(name: str, little: Little, capsys: Capture) -> None:
+def test_no_text_reaches_the_terminal_raw(name: str, little: Little, machine: LittleMachine, capsys: Capture) -> None:
     for output in ([], ["--json"], ["--csv"]):
         text = run(capsys, *words_for(name, little.image), *output)
         assert all(char.isprintable() or char in "\n\r\t" for char in text)

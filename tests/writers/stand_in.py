@@ -2,7 +2,7 @@
 
 Run as a program (`python -m tests.writers.stand_in serve --control FILE...`) it is `kvm-dbg` with that kernel in
 every image: what the tests of adapters put in the place of the interpreter that has the package. Images named
-`refused` cannot be opened.
+`refused` cannot be opened; behind those named `machine` is one that can be halted.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ PAGE = 4096
 TEXT = 0xFFFFFFFF_82000000  # run-time address of _text
 SLIDE = 0x0100_0000
 KERNEL_PAGES = 64
+HALTED = ".halted"
 BUSY = ".busy"  # behind the image's name: the file that tells that the endless log is being read
 USER = 0x40_0000  # address that two processes have mapped, each to its own page
 KERNEL_BYTES = bytes((7 * index + (index >> 8)) & 0xFF for index in range(KERNEL_PAGES * PAGE))
@@ -113,6 +114,26 @@ class NoTypes(TypeTable):
         return None
 
 
+class StandInMachine:
+    """A machine that stands still while the file beside its image is there; it is gone if its image is."""
+
+    def __init__(self, path: str) -> None:
+        self._image, self._mark = Path(path), Path(path + HALTED)
+
+    def is_running(self) -> bool:
+        if not self._image.exists():
+            raise FileAccessError(self._image, "the machine is gone")
+        return not self._mark.exists()
+
+    def halt(self) -> None:
+        if self.is_running():
+            self._mark.touch()
+
+    def resume(self) -> None:
+        if not self.is_running():
+            self._mark.unlink()
+
+
 class StandInKernel(Kernel):
     """The kernel: its text and data in one run of pages, at physical 1 MiB."""
 
@@ -124,6 +145,8 @@ class StandInKernel(Kernel):
         base = 1 << 20
         image = BytesImage({base: KERNEL_BYTES, base << 1: INIT_BYTES, base << 2: SHELL_BYTES})
         image.paths = (path,)
+        if path.endswith("machine"):
+            image.control = StandInMachine(path)
         self.image = OverlayImage(image)
         self.arch = X86_64
         self.symbols = Symbols([Symbol("_text", TEXT), Symbol("init_task", TASKS["swapper/0"])])

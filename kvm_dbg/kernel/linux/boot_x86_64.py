@@ -10,8 +10,6 @@ cache bits, and with page-table isolation bit 12 selects the user's half of a pa
 
 from __future__ import annotations
 
-import sys
-from array import array
 from collections.abc import Iterator
 
 from kvm_dbg.arch.base import Paging
@@ -25,11 +23,16 @@ from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 
 ARCH = X86_64
 START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
-KERNEL_HALF = 0xFF00_0000_0000_0000  # first kernel address, with 5 levels
 KERNEL_IMAGE_SIZE = 1 << 30  # bytes: the kernel's image lies in this much from START_KERNEL_MAP, wherever KASLR puts it
 MAX_BLOCKS = 192  # of 2 MiB: a kernel's image has 30 to 100 MiB, with every debug option more
 SLIDE_STEP = 1 << 21  # CONFIG_PHYSICAL_ALIGN is a multiple of 2 MiB
 CR4_LA57 = 1 << 12
+_PAGE_POINTER = (
+    (0, bytes(byte == 0 for byte in range(256))),
+    (1, bytes(byte & 0xF == 0 for byte in range(256))),
+    (7, bytes(byte == 0xFF for byte in range(256))),
+)
+"""A kernel address of a page: (which byte of the word, 1 for each value that it may have)."""
 TOP_TABLES = ("swapper_pg_dir", "init_top_pgt", "init_level4_pgt")  # newest name that every version answers to first
 
 
@@ -108,11 +111,20 @@ def for_each_kernel_block(space: ImageSpace, size: int, overlap: int) -> Iterato
 
 
 def find_page_pointers(data: bytes) -> set[int]:
-    """Return the words in a kernel's memory that could be kernel addresses of pages outside its image."""
-    words = array("Q", data[: len(data) & ~7])
-    if sys.byteorder == "big":
-        words.byteswap()
-    return {word for word in words if word >= KERNEL_HALF and not word & 0xFFF and word < START_KERNEL_MAP}
+    """Return the words in a kernel's memory that could be kernel addresses of pages outside its image.
+
+    Most words are none, and are told by three of their bytes: all words at once, as digits of long numbers.
+    """
+    end = len(data) & ~7
+    marks = [data[place:end:8].translate(table) for place, table in _PAGE_POINTER]
+    both = int.from_bytes(marks[0], "little") & int.from_bytes(marks[1], "little")
+    found = (both & int.from_bytes(marks[2], "little")).to_bytes(end // 8, "little")
+    words: set[int] = set()
+    at = found.find(1)
+    while at >= 0:
+        words.add(int.from_bytes(data[8 * at : 8 * at + 8], "little"))
+        at = found.find(1, at + 1)
+    return {word for word in words if word < START_KERNEL_MAP}
 
 
 def locate(image: MemoryImage, boot: Boot, banner: int, top: int) -> Boot | None:

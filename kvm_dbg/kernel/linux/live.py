@@ -282,7 +282,10 @@ class _LiveLinux(Linux):
         from kvm_dbg.kernel.linux.stack import make_saved
 
         frames = list(super().unwind(kernel, thread))
-        if thread.registers and thread.address:
+        if thread.on_cpu:
+            if thread.registers and kernel.image.ran_on:
+                kernel.note_change("changed while reading: a CPU ran on, and its stack may not be what it was")
+        elif thread.registers and thread.address:
             try:
                 saved = make_saved(kernel).read(kernel, thread.address)
                 now = SwitchFrame(kernel).read(saved["sp"])

@@ -42,16 +42,19 @@ def read_cpu_states(kernel: Kernel) -> list[CpuState]:
         ReadError, CorruptError: not even the CPUs are known.
     """
     cpus = read_per_cpu_offsets(kernel)
-    try:
-        tasks = read_current_tasks(kernel)
-    except (ReadError, SymbolNotFound, TypeNotFound, MemberNotFound):
-        tasks = {}
-    found = _read_crash_notes(kernel, cpus)
-    source = "NT_PRSTATUS note that the kernel saved"
-    if not found:
-        found, source = _read_qemu_notes(kernel, cpus), "QEMU's CPU state"
-    if not found:
-        found, source = _read_image_notes(kernel, cpus, tasks), "NT_PRSTATUS note of the image"
+    with kernel.image.still():  # of a machine that runs, registers and tasks of one moment
+        try:
+            tasks = read_current_tasks(kernel)
+        except (ReadError, SymbolNotFound, TypeNotFound, MemberNotFound):
+            tasks = {}
+        found = _read_crash_notes(kernel, cpus)
+        source = "NT_PRSTATUS note that the kernel saved"
+        if not found:
+            found, source = _read_qemu_notes(kernel, cpus), "QEMU's CPU state"
+        if not found:
+            found, source = _read_image_notes(kernel, cpus, tasks), "NT_PRSTATUS note of the image"
+    if kernel.image.ran_on:
+        source += " of a moment, of a CPU that ran on"
     return [CpuState(cpu, found.get(cpu, {}), tasks.get(cpu), source if found.get(cpu) else "") for cpu in cpus]
 
 
