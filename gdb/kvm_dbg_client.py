@@ -18,6 +18,8 @@ import subprocess
 import tempfile
 from typing import Any, Callable, Generator, Iterator
 
+from kvm_dbg_stub import QUESTIONS, Stub, StubGone
+
 END_TIMEOUT = 3.0  # seconds that the server has to end by itself
 POLL_SECONDS = 0.5  # between two looks for Ctrl-C while the server says nothing
 HERE = os.path.dirname(os.path.realpath(os.path.abspath(__file__)))
@@ -25,6 +27,8 @@ NOT_OPEN = "no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first"
 OWN_COMMANDS = (
     "open",
     "close",
+    "attach",
+    "detach",
     "status",
     "geterr",
     "help",
@@ -100,14 +104,17 @@ class Server:
         python: the program to run it by.
         words: of its command line.
         warn: shows a person what the server says without being asked.
+        stub: what the server asks for memory, None if it has an image of its own.
 
     Attributes:
         look: called before each read and while the server says nothing; may raise KeyboardInterrupt, where signals do
             not.
     """
 
-    def __init__(self, python: str, words: list[str], warn: Callable[[str], None]) -> None:
+    def __init__(self, python: str, words: list[str], warn: Callable[[str], None], stub: Stub | None = None) -> None:
         self.ready: dict[str, Any] = {}
+        self._stub = stub
+        self._outgoing = b""
         self.files: list[str] = []  # that the server made for us, each in a directory of its own
         self.look: Callable[[], None] = lambda: None
         self._buffer = b""
@@ -125,15 +132,30 @@ class Server:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message. Raises ServerGone."""
-        data = memoryview(json.dumps(message).encode() + b"\n")
+        self._outgoing += json.dumps(message).encode() + b"\n"  # after the rest of one that Ctrl-C has cut off
         try:
-            while data:
-                data = data[os.write(self._process.stdin.fileno(), data) :]  # type: ignore[union-attr]
+            while self._outgoing:
+                written = os.write(self._process.stdin.fileno(), self._outgoing)  # type: ignore[union-attr]
+                self._outgoing = self._outgoing[written:]
         except (OSError, ValueError):
             raise ServerGone(self._epitaph()) from None
 
     def receive(self) -> dict[str, Any]:
-        """Return the next message. Raises ServerGone, KeyboardInterrupt (nothing is lost then)."""
+        """Return the next message, once what the server asks for it is answered.
+
+        Raises ServerGone, KeyboardInterrupt (nothing is lost then).
+        """
+        while True:
+            message = self._receive_line()
+            if "warning" in message:
+                self._warn(str(message["warning"]))
+            elif self._stub is not None and any(name in message for name in QUESTIONS):
+                self.send(self._stub.answer(message))
+            else:
+                return message
+
+    def _receive_line(self) -> dict[str, Any]:
+        """Return the next message, whatever it is. Raises as `receive`."""
         while b"\n" not in self._buffer:
             try:
                 descriptor = self._process.stdout.fileno()  # type: ignore[union-attr]
@@ -151,10 +173,15 @@ class Server:
             message = json.loads(line.decode())
         except ValueError:
             raise ServerGone(f"the server said something that is no JSON: {line[:80]!r}") from None
-        if "warning" in message:
-            self._warn(str(message["warning"]))
-            return self.receive()
         return dict(message)
+
+    def end_reading(self) -> None:
+        """Leave the stub as it was found. Raises KeyboardInterrupt after that."""
+        if self._stub is not None:
+            try:
+                self._stub.end()
+            except StubGone as gone:
+                self._warn(str(gone))
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a request and return its one answer. Raises ServerGone, ServerError with the server's text."""
@@ -181,12 +208,14 @@ class Server:
             if "text" in answer or not answer:
                 self._stop()
             raise
+        finally:
+            self.end_reading()
 
     def _stop(self) -> None:
         """Stop what the server does for us, and drop what it still says. A second Ctrl-C ends the server."""
         try:
             self.send({"interrupt": True})
-            while "text" in self.receive():
+            while any(name in self._receive_line() for name in ("text", "warning", *QUESTIONS)):
                 pass
         except KeyboardInterrupt:
             self.close()
@@ -240,8 +269,8 @@ class Server:
         return f"the server {how}: {words}" if words else f"the server {how}"
 
 
-def start_server(words: list[str], warn: Callable[[str], None]) -> Server:
-    """Start a server that has opened the image, with the first Python that has the package.
+def start_server(words: list[str], warn: Callable[[str], None], stub: Stub | None = None) -> Server:
+    """Start a server that has opened the image, or the stub's machine, with the first Python that has the package.
 
     Raises:
         ServerError: there is no such Python, or the image could not be opened (the server's own text).
@@ -253,7 +282,7 @@ def start_server(words: list[str], warn: Callable[[str], None]) -> Server:
             continue
         tried.append(python)
         try:
-            server = Server(python, ["serve", "--control", *words], warn)
+            server = Server(python, ["serve", "--control", *words], warn, stub)
         except OSError as error:
             if named:
                 raise ServerError(f"KVM_DBG_PYTHON: {python}: {error.strerror}") from None
@@ -269,6 +298,8 @@ def start_server(words: list[str], warn: Callable[[str], None]) -> Server:
         except BaseException:
             server.close()
             raise
+        finally:
+            server.end_reading()
         if "ready" not in first:
             server.close()
             raise ServerError(str(first.get("error", "the server could not start")))

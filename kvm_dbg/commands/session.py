@@ -164,22 +164,25 @@ class Session:
             self._grades[command] = worst_grade(self.system.for_each_check(self.kernel, command))
         return self._grades[command]
 
-    def open(self, request: OpenRequest) -> Kernel:
+    def open(self, request: OpenRequest, given: MemoryImage | None = None) -> Kernel:
         """Open an image and the kernel in it; what was open before is closed once the new one stands.
+
+        given: the image, where it is none of the request's files.
 
         Raises:
             KvmDbgError: the image or the named kernel file cannot be used; what was open stays open.
         """
-        given = open_image(
-            request.images,
-            base=request.base,
-            hole=request.hole,
-            format=request.format,
-            offset=request.offset,
-            live=request.live,
-            cache_directory=request.index_directory,
-            progress=self.progress,
-        )
+        if given is None:
+            given = open_image(
+                request.images,
+                base=request.base,
+                hole=request.hole,
+                format=request.format,
+                offset=request.offset,
+                live=request.live,
+                cache_directory=request.index_directory,
+                progress=self.progress,
+            )
         image = OverlayImage(given)
         try:
             if request.patch is not None:
@@ -207,6 +210,7 @@ class Session:
 
     def refresh(self) -> None:
         """Forget what was read from memory. Raises CommandError if the kernel is another one than was opened."""
+        self.image.forget()
         self.kernel.refresh()
         self._grades = {}
 

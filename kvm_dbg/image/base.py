@@ -213,6 +213,9 @@ class MemoryImage(ABC):
             f" {len(data)} bytes)"
         )
 
+    def forget(self) -> None:  # noqa: B027 - most images hold nothing of what changes
+        """Forget what was read of memory that may have changed."""
+
     def find_note(self, name: str, note_type: int | None = None) -> Note | None:
         """Return the first note called `name` (and of that type, if given)."""
         for note in self.notes:

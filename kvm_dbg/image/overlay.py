@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import eq, itemgetter
 
 from kvm_dbg.errors import NotInImageError
-from kvm_dbg.image.base import ImageInfo, MemoryImage, Piece, Presence, Range
+from kvm_dbg.image.base import ImageInfo, MemoryImage, Note, Piece, Presence, Range
 from kvm_dbg.image.writable import Part, WritableImage
 
 
@@ -23,7 +23,6 @@ class OverlayImage(WritableImage):
         super().__init__()
         self.image = image
         self.paths = image.paths
-        self.notes = image.notes
         self.page_map = image.page_map
         self.live = image.live
         self._starts: list[int] = []
@@ -32,6 +31,15 @@ class OverlayImage(WritableImage):
     @property
     def info(self) -> ImageInfo:
         return self.image.info
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Return those of the image below."""
+        return self.image.notes
+
+    @notes.setter
+    def notes(self, notes: tuple[Note, ...]) -> None:
+        self.image.notes = notes
 
     @property
     def written(self) -> int:
@@ -174,6 +182,9 @@ class OverlayImage(WritableImage):
                 low = stop
             if low < run.end:
                 yield Range(low, run.end - low, run.presence)
+
+    def forget(self) -> None:
+        self.image.forget()
 
     def close(self) -> None:
         self._starts.clear()

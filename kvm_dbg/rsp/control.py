@@ -25,6 +25,15 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
     {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
 
 Every request but the interrupt has an answer, in order. When standard input ends, so does the server.
+
+A server that is to look through the debugger's own connection (`attached.py`) asks in its turn, in the middle of what
+it answers, and the adapter says {"answer": ...} or {"fault": TEXT}, or interrupts:
+
+    {"machine": true}           {"name", "physical": BOOL, "arch": NAME}; physical: it reads physical addresses
+    {"cpus": [NAME, ...]}       [{"thread": ID, "registers": {NAME: "0x..."}}, ...]: of these, those that there are
+    {"addresses": [NAME, ...]}  {NAME: "0x..." or null}: symbols as the debugger has placed them
+    {"read": [["0x...", SIZE], ...], "physical": BOOL}   [HEX or null, ...]: null where any byte cannot be read
+    {"store": ["0x...", HEX], "physical": BOOL}          true
 """
 
 from __future__ import annotations
@@ -32,10 +41,10 @@ from __future__ import annotations
 import json
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from kvm_dbg.errors import KvmDbgError
+from kvm_dbg.errors import CommandError, KvmDbgError
 from kvm_dbg.rsp.stop import ClientGone, Interruptible
 
 if TYPE_CHECKING:
@@ -47,7 +56,8 @@ if TYPE_CHECKING:
     from kvm_dbg.rsp.user import UserProcesses
 
 RECEIVE_SIZE = 1 << 16  # bytes
-MAX_LINE = 1 << 20  # bytes of one request
+MAX_LINE = 1 << 21  # bytes of one request
+REPLIES = ("answer", "fault")  # to what the server asks
 
 
 class ControlChannel:
@@ -62,6 +72,7 @@ class ControlChannel:
         self._send_to = send_to
         self._buffer = bytearray()
         self._requests: list[dict[str, Any]] = []
+        self._asking = False
 
     @classmethod
     def on_standard_streams(cls) -> ControlChannel:
@@ -100,6 +111,8 @@ class ControlChannel:
 
     def poll(self) -> bool:
         """Read what has come without waiting, and return whether what runs shall stop. Raises ClientGone."""
+        if self._asking:
+            return False  # `ask` reads, and sees an interrupt at once
         while select.select([self._receive_from], [], [], 0)[0]:
             self.receive()
         if self._requests and "interrupt" in self._requests[0]:
@@ -111,8 +124,30 @@ class ControlChannel:
         """Yield the requests that are waiting; an interrupt that finds nothing running is forgotten."""
         while self._requests:
             request = self._requests.pop(0)
-            if "interrupt" not in request:
+            if "interrupt" not in request and not any(name in request for name in REPLIES):
                 yield request
+
+    def ask(self, question: dict[str, object]) -> Any:
+        """Ask the adapter something while it waits for us, and return its answer.
+
+        Raises:
+            CommandError: with the adapter's text.
+            KeyboardInterrupt: it interrupts instead.
+            ClientGone: it has ended.
+        """
+        self._asking = True
+        try:
+            self.send(question)
+            while not self._requests:
+                self.receive()
+            reply = self._requests.pop(0)
+        finally:
+            self._asking = False
+        if "interrupt" in reply:
+            raise KeyboardInterrupt
+        if "answer" not in reply:
+            raise CommandError(str(reply.get("fault", "the debugger did not answer what it was asked")))
+        return reply["answer"]
 
     def send(self, message: dict[str, object]) -> None:
         """Send one message. Raises ClientGone."""
@@ -172,10 +207,16 @@ def answer(
     interruptible: Interruptible,
     made: DebuggerFiles,
     users: UserProcesses,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer one request. Raises ClientGone."""
+    """Answer one request; `prepare` is called first, and its errors are the request's. Raises ClientGone."""
+
+    def messages() -> Iterator[dict[str, object]]:
+        prepare()
+        yield from _messages(request, session, debugger, made, users)
+
     try:
-        for message in interruptible.running(_messages(request, session, debugger, made, users)):
+        for message in interruptible.running(messages()):
             channel.send(message)
     except KvmDbgError as error:
         channel.send({"error": str(error)})
@@ -191,7 +232,7 @@ def _messages(
             from kvm_dbg.commands.run import run_line
 
             tid = request.get("thread")
-            session.selected = debugger.target.threads.get(tid) if isinstance(tid, int) else None
+            session.selected = debugger.target.find_thread(tid) if isinstance(tid, int) else None
             session.color = request.get("color") is True
             try:
                 for text in run_line(session, line):
