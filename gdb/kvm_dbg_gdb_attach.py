@@ -87,7 +87,7 @@ class Attachment:
             raise StubGone(f"gdb could not read the machine's registers: {error}") from None
         finally:
             with contextlib.suppress(gdb.error):
-                if selected is not None and selected.is_valid():
+                if selected is not None:
                     selected.switch()
                     if frame is not None and frame.is_valid():
                         frame.select()

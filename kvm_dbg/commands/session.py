@@ -92,7 +92,7 @@ class Session:
 
     Attributes:
         loaded: the modules' symbols that a debugger has loaded, None without a debugger.
-        selected: the thread that a debugger has selected while one of its commands runs, None without a debugger.
+        find_selected: returns what `selected` is; only asked where a command wants to know.
         last_error: the text of the last command that failed, "" before any has; `geterr` shows it.
         progress: called with a line of text when something takes long.
         color: whether what reads the output is a terminal that shows colours.
@@ -106,7 +106,7 @@ class Session:
         search: tuple[str, ...] = (),
     ) -> None:
         self.request: OpenRequest | None = None
-        self.selected: Thread | None = None
+        self.find_selected: Callable[[], Thread | None] = lambda: None
         self.loaded: LoadedSymbols | None = None
         self.index_directory = index_directory
         self.search = search
@@ -120,6 +120,11 @@ class Session:
     def is_open(self) -> bool:
         """Return whether an image is open."""
         return self._kernel is not None
+
+    @property
+    def selected(self) -> Thread | None:
+        """Return the thread that a debugger has selected while one of its commands runs, None without a debugger."""
+        return self.find_selected()
 
     @property
     def kernel(self) -> Kernel:
@@ -221,4 +226,4 @@ class Session:
         self._kernel = None
         self._grades = {}
         self.request = None
-        self.selected = None
+        self.find_selected = lambda: None

@@ -232,13 +232,13 @@ def _messages(
             from kvm_dbg.commands.run import run_line
 
             tid = request.get("thread")
-            session.selected = debugger.target.find_thread(tid) if isinstance(tid, int) else None
+            session.find_selected = lambda: debugger.target.find_thread(tid) if isinstance(tid, int) else None
             session.color = request.get("color") is True
             try:
                 for text in run_line(session, line):
                     yield {"text": text}
             finally:
-                session.selected = None
+                session.find_selected = lambda: None
                 session.color = False  # `monitor` has its output shown by whoever asks
             if line.split()[:1] == ["refresh"]:
                 debugger.refresh()

@@ -266,7 +266,7 @@ class _LiveLinux(Linux):
         from kvm_dbg.kernel.linux.stack import make_saved
 
         frames = list(super().unwind(kernel, thread))
-        if thread.registers and thread.address:
+        if thread.registers and thread.address and not thread.on_cpu:
             try:
                 saved = make_saved(kernel).read(kernel, thread.address)
                 now = SwitchFrame(kernel).read(saved["sp"])
