@@ -114,7 +114,8 @@ class Server:
     def __init__(self, python: str, words: list[str], warn: Callable[[str], None], stub: Stub | None = None) -> None:
         self.ready: dict[str, Any] = {}
         self._stub = stub
-        self._outgoing = b""
+        self._cut = False  # the last message sent may not be whole
+        self._syncs = 0
         self.files: list[str] = []  # that the server made for us, each in a directory of its own
         self.look: Callable[[], None] = lambda: None
         self._buffer = b""
@@ -131,19 +132,23 @@ class Server:
         )
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message. Raises ServerGone."""
-        self._outgoing += json.dumps(message).encode() + b"\n"  # after the rest of one that Ctrl-C has cut off
+        """Send one message. Raises ServerGone.
+
+        Ctrl-C may cut it off anywhere, without anybody's knowing where; the next one then begins on a line of its own.
+        """
+        data = memoryview((b"\n" if self._cut else b"") + json.dumps(message).encode() + b"\n")
+        self._cut = True
         try:
-            while self._outgoing:
-                written = os.write(self._process.stdin.fileno(), self._outgoing)  # type: ignore[union-attr]
-                self._outgoing = self._outgoing[written:]
+            while data:
+                data = data[os.write(self._process.stdin.fileno(), data) :]  # type: ignore[union-attr]
         except (OSError, ValueError):
             raise ServerGone(self._epitaph()) from None
+        self._cut = False
 
     def receive(self) -> dict[str, Any]:
         """Return the next message, once what the server asks for it is answered.
 
-        Raises ServerGone, KeyboardInterrupt (nothing is lost then).
+        Raises ServerGone, KeyboardInterrupt (`_stop` must follow, for something may be lost).
         """
         while True:
             message = self._receive_line()
@@ -156,6 +161,14 @@ class Server:
 
     def _receive_line(self) -> dict[str, Any]:
         """Return the next message, whatever it is. Raises as `receive`."""
+        line = self._read_line()
+        try:
+            return dict(json.loads(line.decode()))
+        except ValueError:
+            raise ServerGone(f"the server said something that is no JSON: {line[:80]!r}") from None
+
+    def _read_line(self) -> bytes:
+        """Return the next line. Raises as `receive`."""
         while b"\n" not in self._buffer:
             try:
                 descriptor = self._process.stdout.fileno()  # type: ignore[union-attr]
@@ -169,19 +182,17 @@ class Server:
                 raise ServerGone(self._epitaph())
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            message = json.loads(line.decode())
-        except ValueError:
-            raise ServerGone(f"the server said something that is no JSON: {line[:80]!r}") from None
-        return dict(message)
+        return line
 
     def end_reading(self) -> None:
-        """Leave the stub as it was found. Raises KeyboardInterrupt after that."""
+        """Leave the stub as it was found, whatever interrupts. Raises KeyboardInterrupt after that."""
         if self._stub is not None:
             try:
                 self._stub.end()
             except StubGone as gone:
                 self._warn(str(gone))
+            finally:
+                self._stub.end()  # where the first time was cut off; nothing happens if it was not
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a request and return its one answer. Raises ServerGone, ServerError with the server's text."""
@@ -194,9 +205,9 @@ class Server:
         Raises:
             ServerGone, ServerError with the server's text, KeyboardInterrupt once the server has stopped.
         """
-        self.send(message)
         answer: dict[str, Any] = {}
         try:
+            self.send(message)
             while True:
                 answer = self.receive()
                 if "error" in answer:
@@ -209,13 +220,19 @@ class Server:
                 self._stop()
             raise
         finally:
-            self.end_reading()
+            try:
+                self.end_reading()
+            finally:
+                self.end_reading()
 
     def _stop(self) -> None:
         """Stop what the server does for us, and drop what it still says. A second Ctrl-C ends the server."""
+        self._syncs += 1
+        last = json.dumps({"sync": self._syncs}).encode()
         try:
             self.send({"interrupt": True})
-            while any(name in self._receive_line() for name in ("text", "warning", *QUESTIONS)):
+            self.send({"sync": self._syncs})  # whose answer is the last that is dropped, whatever was lost before
+            while self._read_line() != last:
                 pass
         except KeyboardInterrupt:
             self.close()

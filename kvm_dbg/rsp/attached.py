@@ -37,6 +37,8 @@ REGISTERS = (
     *QEMU_GENERAL, *QEMU_SEGMENTS[:6], "fs_base", "gs_base", "k_gs_base", "cr0", "cr2", "cr3", "cr4", "efer",
 )  # fmt: skip
 """What is asked for, by gdb's names (QEMU's gdb-xml/i386-64bit.xml)."""
+UNREAD = frozenset(("run", "sync", "loaded", "offsets"))
+"""Requests that read no memory, and `run`, which refreshes by itself."""
 EFER_LMA = 1 << 10  # long mode is active (SDM volume 3, 2.2.1)
 MAX_PHYSICAL = 1 << 46  # bytes: no more is looked for through the kernel's map of RAM
 
@@ -262,7 +264,7 @@ def serve_attached(session: Session, make_request: Callable[[], OpenRequest], *,
 
         def prepare(request: dict[str, Any]) -> None:
             target.forget()
-            if "run" not in request:  # which refreshes by itself
+            if not UNREAD & request.keys():
                 session.refresh()
 
         while True:

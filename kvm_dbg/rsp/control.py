@@ -23,8 +23,10 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
                                 `user`; a debugger may connect to the address.
                                 FILE: {"name", "file", "debug": PATH or null, "bias": "0x..."}
     {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
+    {"sync": NUMBER}            the same: an adapter that was interrupted, and has lost count, goes on from there
 
-Every request but the interrupt has an answer, in order. When standard input ends, so does the server.
+Every request but the interrupt has an answer, in order. A line that is no JSON is one that an interrupt has cut off.
+When standard input ends, so does the server.
 
 A server that is to look through the debugger's own connection (`attached.py`) asks in its turn, in the middle of what
 it answers, and the adapter says {"answer": ...} or {"fault": TEXT}, or interrupts:
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
 RECEIVE_SIZE = 1 << 16  # bytes
 MAX_LINE = 1 << 21  # bytes of one request
 REPLIES = ("answer", "fault")  # to what the server asks
+CUT: dict[str, Any] = {"interrupt": "of a line"}
 
 
 class ControlChannel:
@@ -91,21 +94,19 @@ class ControlChannel:
         return bool(self._requests)
 
     def receive(self) -> None:
-        """Read what has come. Raises ClientGone at its end, or when it is no JSON."""
+        """Read what has come. Raises ClientGone at its end."""
         data = os.read(self._receive_from, RECEIVE_SIZE)
         if not data:
             raise ClientGone
         self._buffer += data
         *lines, rest = self._buffer.split(b"\n")
         self._buffer = rest
-        for line in lines:
+        for line in filter(None, lines):
             try:
                 request = json.loads(line)
-            except ValueError as error:
-                raise ClientGone from error
-            if not isinstance(request, dict):
-                raise ClientGone
-            self._requests.append(request)
+            except ValueError:
+                request = CUT
+            self._requests.append(request if isinstance(request, dict) else CUT)
         if len(rest) > MAX_LINE:
             raise ClientGone
 
@@ -115,9 +116,10 @@ class ControlChannel:
             return False  # `ask` reads, and sees an interrupt at once
         while select.select([self._receive_from], [], [], 0)[0]:
             self.receive()
-        if self._requests and "interrupt" in self._requests[0]:
-            del self._requests[0]
-            return True
+        for index, request in enumerate(self._requests):
+            if "interrupt" in request:
+                del self._requests[: index + 1]  # what was asked before it is not waited for any more
+                return True
         return False
 
     def requests(self) -> Iterator[dict[str, Any]]:
@@ -281,6 +283,8 @@ def _messages(
             yield {"file": module.path, "trap_handlers": module.trap_handlers}
         case {"user": str(words)}:
             yield users.open(session, words, debugger.run_line)
+        case {"sync": int(number)}:
+            yield {"sync": number}
         case {"offsets": False}:
             debugger.text_address = None
             yield {"done": True}
