@@ -48,6 +48,7 @@ try:
     from kvm_dbg_gdb_setting import Setup, quiet, shows_color, split_words, warn
     from kvm_dbg_gdb_symbols import SymbolFiles
     from kvm_dbg_gdb_user import UserInferiors
+    from kvm_dbg_stub import STUCK
 finally:
     sys.path.remove(HERE)
 
@@ -120,6 +121,8 @@ class Kvm:
             raise gdb.GdbError("gdb is attached to an opened image: `kvm close` it first")
         attached = Attachment()
         server = start_server(["--attached", *words], warn, attached.stub)
+        if attached.stub.stuck:
+            warn(STUCK)
         try:
             self.close()
             self.server, self.attached = server, attached

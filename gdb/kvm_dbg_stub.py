@@ -13,6 +13,10 @@ from __future__ import annotations
 import re
 from typing import Any, Callable
 
+STUCK = (
+    "the stub takes addresses for physical ones, as it did before `kvm attach`: the debugger's own reads are wrong"
+    " until it is sent the packet Qqemu.PhyMemMode:0"
+)
 QUESTIONS = ("machine", "cpus", "addresses", "read", "store")  # of the server, in rsp/control.py of the package
 DEFAULT_PACKET = 400  # characters, as gdb assumes of a stub that does not say (kgdb does not, and has 1024)
 LARGEST_PACKET = 1 << 17  # characters
@@ -33,6 +37,9 @@ class Stub:
         registers: (names) -> [{"thread": ID, "registers": {NAME: "0x..."}}, ...], by ids. Raises StubGone.
         address: (name) -> "0x..." or None: a symbol as the debugger has placed it.
         check: raises StubGone if the machine runs, or is not the debugger's any more.
+
+    Attributes:
+        stuck: it took addresses for physical ones before anything was asked.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class Stub:
         self._before = ""  # the mode that is to be put back, "" if it is as it was
         self._physical = False
         self._size = 0
+        self.stuck = False
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """Return the answer to one of QUESTIONS, as a message for the server."""
@@ -79,7 +87,9 @@ class Stub:
         found = re.search(r"\bPacketSize=([0-9a-fA-F]+)", self._send("qSupported"))
         packet = min(int(found.group(1), 16), LARGEST_PACKET) if found else DEFAULT_PACKET
         self._size = max(packet // 2, 1)
-        self._physical = self._send("qqemu.PhyMemMode") in ("0", "1")
+        mode = self._send("qqemu.PhyMemMode")
+        self._physical = mode in ("0", "1")
+        self.stuck = mode == "1"
         return {"name": self._name, "physical": self._physical, "arch": self._arch}
 
     def _begin(self) -> None:

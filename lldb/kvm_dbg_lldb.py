@@ -52,6 +52,7 @@ try:
         warn,
     )
     from kvm_dbg_lldb_user import UserError, UserTargets
+    from kvm_dbg_stub import STUCK
 finally:
     del sys.path[:2]
 
@@ -151,6 +152,8 @@ class Kvm:
         attached = Attachment(self.debugger, self._execute_on)
         server = start_server(["--attached", *words], warn, attached.stub)
         server.look = self._look
+        if attached.stub.stuck:
+            warn(STUCK)
         try:
             self.close()
             self.server, self.attached, self.target = server, attached, attached.target

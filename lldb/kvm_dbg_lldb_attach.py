@@ -10,6 +10,7 @@ from kvm_dbg_stub import Stub, StubGone
 
 import lldb
 
+RESPONSE = re.compile(r"^response: (.*)$", re.MULTILINE)
 REMOTE = "gdb-remote"  # lldb's plugin for remote stubs
 NOT_ATTACHED = (
     "lldb is not attached to a machine: first `gdb-remote`, to QEMU's stub for gdb or kgdb, or `kvm open` an image"
@@ -34,6 +35,7 @@ class Attachment:
     """
 
     def __init__(self, debugger: Any, execute: Callable[[str, Any], Any]) -> None:
+        self._debugger = debugger
         self._execute = execute
         self.target = debugger.GetSelectedTarget()
         self._process = self.target.GetProcess()
@@ -74,11 +76,23 @@ class Attachment:
             raise CommandFailed(str(gone)) from None
 
     def _send(self, packet: str) -> str:
-        result = self._execute(f"process plugin packet send {packet}", self.target)
-        found = re.search(r"^response: (.*)$", result.GetOutput() or "", re.MULTILINE)
+        command = f"process plugin packet send {packet}"
+        result = self._execute(command, self.target)
+        found = RESPONSE.search(result.GetOutput() or "")
+        if found is None and self._debugger.GetCommandInterpreter().WasInterrupted():
+            result = self._execute_elsewhere(command)
+            found = RESPONSE.search(result.GetOutput() or "")
         if found is None:
             raise StubGone(f"lldb could not ask the machine: {str(result.GetError()).strip() or 'no answer'}")
         return str(found.group(1))
+
+    def _execute_elsewhere(self, command: str) -> Any:
+        """Execute a command by another interpreter: after Ctrl-C the first one begins none before it has ended ours."""
+        result = lldb.SBCommandReturnObject()
+        other = lldb.SBDebugger.Create(False)
+        other.GetCommandInterpreter().HandleCommand(command, lldb.SBExecutionContext(self.target), result)
+        lldb.SBDebugger.Destroy(other)
+        return result
 
     def _registers(self, names: list[str]) -> list[dict[str, Any]]:
         """Return the registers of all threads, by their ids."""
