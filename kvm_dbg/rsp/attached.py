@@ -162,6 +162,7 @@ def _open_virtual(machine: Machine, request: OpenRequest, writable: bool) -> Att
 
 def _symbol_finder(machine: Machine, virtual: AttachedImage, path: str | None) -> Callable[[str], int | None]:
     """Return what tells symbols' run-time addresses: the debugger's, if they are in place, else the kernel file's."""
+    from kvm_dbg.kernel.linux.boot_x86_64 import LARGE_PAGE
     from kvm_dbg.kernel.linux.direct_map import SYMBOLS, find_image_start, is_placed
 
     find = machine.find_addresses(SYMBOLS).get
@@ -170,8 +171,8 @@ def _symbol_finder(machine: Machine, virtual: AttachedImage, path: str | None) -
     from kvm_dbg.kernel.linux.vmlinux import open_symbols
 
     table = open_symbols(path, None)
-    start, text = find_image_start(virtual), table.find("_text")
-    slide = start - text.address if start is not None and text is not None else 0
+    start, text = find_image_start(virtual), table.find("_text") or table.find("_stext")
+    slide = start - (text.address & -LARGE_PAGE) if start is not None and text is not None else 0
     addresses = {name: symbol.address + slide for name, symbol in table.find_many(SYMBOLS).items()}
     table.close()
     return addresses.get
