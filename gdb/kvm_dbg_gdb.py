@@ -127,6 +127,7 @@ class Kvm:
             self.close()
             self.server, self.attached = server, attached
             self.inferior = gdb.selected_inferior().num
+            self.setup.change("debuginfod enabled", "off")
             if with_symbols and self._has_symbols(server):
                 warn("gdb's symbols are where the kernel is, and stay")
                 with_symbols = False

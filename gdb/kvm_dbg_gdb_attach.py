@@ -52,15 +52,20 @@ class Attachment:
     @property
     def gone(self) -> bool:
         """Return whether gdb has lost or left the machine."""
-        with contextlib.suppress(RuntimeError, gdb.error):  # RuntimeError: the inferior has been removed
-            return not (self._connection.is_valid() and self._inferior.pid and self._inferior.threads())
-        return True
+        try:
+            return not (self._connection.is_valid() and self._inferior.pid)
+        except RuntimeError:
+            return True  # the inferior has been removed
 
     def check(self) -> None:
         """Raise StubGone if the machine cannot be asked now."""
         if self.gone:
             raise StubGone("gdb is not attached to the machine any more: connect again, and `kvm attach`")
-        if any(thread.is_running() for thread in self._inferior.threads()):
+        try:
+            running = any(thread.is_running() for thread in self._inferior.threads())
+        except gdb.error:
+            running = True  # then gdb looks for new threads, which it cannot
+        if running:
             raise StubGone(RUNS)
 
     def _send(self, packet: str) -> str:

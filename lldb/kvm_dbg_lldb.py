@@ -127,6 +127,8 @@ class Kvm:
 
     def open(self, words: list[str]) -> None:
         """Open an image; see OPEN_HELP. Raises CommandFailed, ServerError, ServerGone."""
+        if self.attached is not None:
+            raise CommandFailed("lldb already debugs something, by `kvm attach`: `kvm detach` first")
         with_symbols = "--no-symbols" not in words
         words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
         server = start_server(words, warn)

@@ -39,6 +39,7 @@ class Adapter:
 
     def __init__(self, memory: LinuxMemory, *, physical: bool) -> None:
         self.memory = memory
+        memory.tables.page(memory.paddr_of(TEXT))  # the first page of its text
         self.image = memory.image()
         self.physical = physical
         self.space = AddressSpace(X86_64, self.image, Paging(memory.root, memory.levels))
