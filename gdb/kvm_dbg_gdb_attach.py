@@ -63,8 +63,10 @@ class Attachment:
             raise StubGone("gdb is not attached to the machine any more: connect again, and `kvm attach`")
         try:
             running = any(thread.is_running() for thread in self._inferior.threads())
-        except gdb.error:
-            running = True  # then gdb looks for new threads, which it cannot
+        except gdb.error as error:  # gdb looks for new threads
+            running = "running" in str(error)
+            if not running:
+                raise StubGone(f"gdb could not ask the machine: {error}") from None
         if running:
             raise StubGone(RUNS)
 

@@ -52,7 +52,8 @@ def check(case: Case, stdout: str) -> None:
     procs, end = json.JSONDecoder().raw_decode(stdout[start:])
     status = json.loads(stdout[stdout.index("{", start + end) :].partition("MARK")[0].partition("(lldb)")[0])
     named = {row["pid"]: row["command"].strip("[]").encode() for row in procs}
-    steady = {pid: name for pid, name in case.names.items() if pid in case.truth.processes}
+    steady = {pid: name for pid, name in case.names.items() if pid in case.truth.processes and name.isascii()}
+    assert len(steady) > 50
     assert {pid: named.get(pid) for pid in steady} == steady
     assert (status["format"], status["open"]) == ("attached", True)
     assert any(quirk.startswith(MAP) for quirk in status["quirks"])
