@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.debuggers.child import Result, run
-from tests.debuggers.debugger import DEBUGGERS, ROOT, Found, clean_environment, find
+from tests.debuggers.debugger import DEBUGGERS, ROOT, Found, clean_environment, find, of_kind
 from tests.live.machine import LiveGuest
 
 WORDS: tuple[str, ...] = ()
@@ -250,3 +250,20 @@ def test_without_any_kernel_file(debugger: Debugger, guest: LiveGuest, truth: Tr
     assert "no CPU runs 2 now" in text
     assert "already debugs something" in text
     assert ("the machine runs: interrupt it first" in text) is (debugger.kind == "gdb")
+
+
+@pytest.mark.parametrize("debugger", of_kind("gdb"), ids=lambda debugger: debugger.name, indirect=True)
+def test_ctrl_c_leaves_all_as_it_was(debugger: Debugger, guest: LiveGuest) -> None:
+    """A signal comes in the middle of commands that would go on for minutes; the one after them answers."""
+    session = debugger.run(
+        f"kvm attach --no-symbols {guest.kernel.vmlinux}",
+        "python import os, signal, threading",
+        "python threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()",
+        "python [gdb.execute('kvm lwps', to_string=True) for _ in range(1000)]",
+        debugger.packet("qqemu.PhyMemMode"),
+        "kvm status --json",
+        "kvm loadavg --json",
+    )
+    assert debugger.normal in session.answers[4]
+    assert json.loads(session.answers[5])["release"] == guest.kernel.release
+    assert json.loads(session.answers[6])["load1"] >= 0
