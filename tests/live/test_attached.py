@@ -118,6 +118,8 @@ class Debugger:
         words += [option, echo, option, last]
         try:
             result = run([*program, *words], env=self._environment, timeout=240)
+            if "handshake packet" in result.stderr:  # such news all the same, of the debugger before this one
+                result = run([*program, *words], env=self._environment, timeout=240)
         finally:
             self._guest.execute("cont")
         # lldb repeats each command behind its prompt
