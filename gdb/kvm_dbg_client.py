@@ -19,6 +19,8 @@ import sys
 import tempfile
 from typing import Any, Callable, Generator, Iterator
 
+from kvm_dbg_stub import QUESTIONS, Stub, StubGone
+
 END_TIMEOUT = 3.0  # seconds that the server has to end by itself
 POLL_SECONDS = 0.5  # between two looks for Ctrl-C while the server says nothing
 HERE = os.path.dirname(os.path.realpath(os.path.abspath(__file__)))
@@ -26,6 +28,8 @@ NOT_OPEN = "no kernel image is open: use `kvm open [VMLINUX] IMAGE...` first"
 OWN_COMMANDS = (
     "open",
     "close",
+    "attach",
+    "detach",
     "status",
     "geterr",
     "help",
@@ -103,6 +107,7 @@ class Server:
         python: the program to run it by.
         words: of its command line.
         warn: shows a person what the server says without being asked.
+        stub: what the server asks for memory, None if it has an image of its own.
 
     What the debugger's own protocol has no words for, the server writes to our standard error.
 
@@ -111,8 +116,11 @@ class Server:
             not.
     """
 
-    def __init__(self, python: str, words: list[str], warn: Callable[[str], None]) -> None:
+    def __init__(self, python: str, words: list[str], warn: Callable[[str], None], stub: Stub | None = None) -> None:
         self.ready: dict[str, Any] = {}
+        self._stub = stub
+        self._cut = False  # the last message sent may not be whole
+        self._syncs = 0
         self.files: list[str] = []  # that the server made for us, each in a directory of its own
         self.look: Callable[[], None] = lambda: None
         self._buffer = b""
@@ -137,16 +145,43 @@ class Server:
                 os.close(descriptor)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message. Raises ServerGone."""
-        data = memoryview(json.dumps(message).encode() + b"\n")
+        """Send one message. Raises ServerGone.
+
+        Ctrl-C may cut it off anywhere, without anybody's knowing where; the next one then begins on a line of its own.
+        """
+        data = memoryview((b"\n" if self._cut else b"") + json.dumps(message).encode() + b"\n")
+        self._cut = True
         try:
             while data:
                 data = data[os.write(self._process.stdin.fileno(), data) :]  # type: ignore[union-attr]
         except (OSError, ValueError):
             raise ServerGone(self._epitaph()) from None
+        self._cut = False
 
     def receive(self) -> dict[str, Any]:
-        """Return the next message. Raises ServerGone, KeyboardInterrupt (nothing is lost then)."""
+        """Return the next message, once what the server asks for it is answered.
+
+        Raises ServerGone, KeyboardInterrupt (`_stop` must follow, for something may be lost).
+        """
+        while True:
+            message = self._receive_line()
+            if "warning" in message:
+                self._warn(str(message["warning"]))
+            elif self._stub is not None and any(name in message for name in QUESTIONS):
+                self.send(self._stub.answer(message))
+            else:
+                return message
+
+    def _receive_line(self) -> dict[str, Any]:
+        """Return the next message, whatever it is. Raises as `receive`."""
+        line = self._read_line()
+        try:
+            return dict(json.loads(line.decode()))
+        except ValueError:
+            raise ServerGone(f"the server said something that is no JSON: {line[:80]!r}") from None
+
+    def _read_line(self) -> bytes:
+        """Return the next line. Raises as `receive`."""
         while b"\n" not in self._buffer:
             try:
                 descriptor = self._process.stdout.fileno()  # type: ignore[union-attr]
@@ -160,14 +195,17 @@ class Server:
                 raise ServerGone(self._epitaph())
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        try:
-            message = json.loads(line.decode())
-        except ValueError:
-            raise ServerGone(f"the server said something that is no JSON: {line[:80]!r}") from None
-        if "warning" in message:
-            self._warn(str(message["warning"]))
-            return self.receive()
-        return dict(message)
+        return line
+
+    def end_reading(self) -> None:
+        """Leave the stub as it was found, whatever interrupts. Raises KeyboardInterrupt after that."""
+        if self._stub is not None:
+            try:
+                self._stub.end()
+            except StubGone as gone:
+                self._warn(str(gone))
+            finally:
+                self._stub.end()  # where the first time was cut off; nothing happens if it was not
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a request and return its one answer. Raises ServerGone, ServerError with the server's text."""
@@ -180,9 +218,9 @@ class Server:
         Raises:
             ServerGone, ServerError with the server's text, KeyboardInterrupt once the server has stopped.
         """
-        self.send(message)
         answer: dict[str, Any] = {}
         try:
+            self.send(message)
             while True:
                 answer = self.receive()
                 if "error" in answer:
@@ -197,6 +235,11 @@ class Server:
             if "text" in answer or not answer:
                 self._stop()
             raise
+        finally:
+            try:
+                self.end_reading()
+            finally:
+                self.end_reading()
 
     def _ask(self, message: dict[str, Any], question: str) -> Generator[dict[str, Any], None, None]:
         """Ask the person at the terminal, and send the request again if the answer is yes. Raises ServerError."""
@@ -208,9 +251,12 @@ class Server:
 
     def _stop(self) -> None:
         """Stop what the server does for us, and drop what it still says. A second Ctrl-C ends the server."""
+        self._syncs += 1
+        last = json.dumps({"sync": self._syncs}).encode()
         try:
             self.send({"interrupt": True})
-            while "text" in self.receive():
+            self.send({"sync": self._syncs})  # whose answer is the last that is dropped, whatever was lost before
+            while self._read_line() != last:
                 pass
         except KeyboardInterrupt:
             self.close()
@@ -279,8 +325,10 @@ def is_batch(options: tuple[bytes, ...], end: tuple[bytes, ...] = ()) -> bool:
     return False
 
 
-def start_server(words: list[str], warn: Callable[[str], None], attended: bool = False) -> Server:
-    """Start a server that has opened the image, with the first Python that has the package.
+def start_server(
+    words: list[str], warn: Callable[[str], None], attended: bool = False, stub: Stub | None = None
+) -> Server:
+    """Start a server that has opened the image, or the stub's machine, with the first Python that has the package.
 
     attended: somebody is at the terminal who has to agree before a running kernel is written to.
 
@@ -294,7 +342,8 @@ def start_server(words: list[str], warn: Callable[[str], None], attended: bool =
             continue
         tried.append(python)
         try:
-            server = Server(python, ["serve", "--control", *(["--attended"] if attended else []), *words], warn)
+            words = ["serve", "--control", *(["--attended"] if attended else []), *words]
+            server = Server(python, words, warn, stub)
         except OSError as error:
             if named:
                 raise ServerError(f"KVM_DBG_PYTHON: {python}: {error.strerror}") from None
@@ -310,6 +359,8 @@ def start_server(words: list[str], warn: Callable[[str], None], attended: bool =
         except BaseException:
             server.close()
             raise
+        finally:
+            server.end_reading()
         if "ready" not in first:
             server.close()
             raise ServerError(str(first.get("error", "the server could not start")))

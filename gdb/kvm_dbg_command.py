@@ -9,10 +9,28 @@ from __future__ import annotations
 from typing import Any
 
 PREFIX_HELP = "Work on a kernel memory image: a crash dump, a RAM file, live memory. Start with `kvm open`."
+ATTACH_HELP = """Work on the machine that the debugger is attached to.
+Usage: kvm attach [VMLINUX] [OPTION]...
+
+For a remote connection to QEMU's stub for gdb, to kgdb, or to another stub of
+a whole machine, stopped.  All kvm commands then read its memory through that
+connection; stepping, breakpoints and registers stay the debugger's.  Symbols
+of VMLINUX are placed where the kernel is, unless they are there already.
+Without VMLINUX the usual places are searched, and without any the kernel's own
+tables serve.  `kvm detach` ends it, and leaves the debugger attached.
+
+  --no-symbols     leave the debugger's symbols alone
+  --write          let `kvm write` change the machine's memory
+  --vmlinux FILE   the kernel file
+  --search DIR     look for vmlinux in DIR first
+  --force          use a kernel file that does not match
+  --layout FILE    a layout file with types that the kernel file lacks"""
 THREAD_USAGE = "usage: kvm thread PID"
 COMMANDS = (
     ("open", "Open a kernel memory image, with its kernel file if there is one"),
     ("close", "Close the image; what was written is forgotten"),
+    ("attach", "Work on the machine that gdb or lldb is attached to, by its own connection"),
+    ("detach", "Leave the machine to the debugger, as it was before `attach`"),
     ("status", "Show what is open, and where symbols and types come from"),
     ("geterr", "Print the text of the last error, as kvm_geterr does"),
     ("identify", "Say what an image file is: format, kernel, page tables, coverage, quirks"),

@@ -36,15 +36,27 @@ try:
         is_batch,
         start_server,
     )
-    from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
+    from kvm_dbg_command import (
+        ATTACH_HELP,
+        COMMANDS,
+        PREFIX_HELP,
+        THREAD_USAGE,
+        help_of,
+        list_commands,
+        thread_request,
+    )
+    from kvm_dbg_gdb_attach import Attachment
     from kvm_dbg_gdb_setting import Setup, quiet, shows_color, split_words, warn
     from kvm_dbg_gdb_symbols import SymbolFiles
     from kvm_dbg_gdb_user import UserInferiors
+    from kvm_dbg_stub import STUCK
 finally:
     sys.path.remove(HERE)
 
 BATCH = (b"-batch", b"--batch", b"-batch-silent", b"--batch-silent")
 PROGRAM_ARGUMENTS = (b"--args", b"-args")  # what follows is not gdb's
+PROBE = "linux_banner"  # whose place tells whether symbols are in theirs
+LEFT = "gdb is not attached to the machine any more; connect again, and `kvm attach`"
 REMOTE_TIMEOUT = 60  # seconds; gdb's own 2 are too few for a busy machine
 
 OPEN_HELP = (
@@ -74,6 +86,7 @@ class Kvm:
         self.setup = Setup()
         self.users = UserInferiors(self.setup)
         self.inferior = 0
+        self.attached: Attachment | None = None  # gdb's own connection, where that is used
         self.registered: dict[str, str] = {}  # name -> help
         self.last_error = ""
         self.failed = False
@@ -96,7 +109,7 @@ class Kvm:
         words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
         self.users.leave(self.inferior)
         inferior = gdb.selected_inferior()
-        if inferior.pid and (self.server is None or inferior.num != self.inferior):
+        if inferior.pid and (self.server is None or self.attached or inferior.num != self.inferior):
             raise gdb.GdbError(
                 f"inferior {inferior.num} already debugs something; end that first,"
                 " or use `add-inferior` and `inferior N`"
@@ -110,17 +123,49 @@ class Kvm:
         except BaseException:
             self.close()
             raise
+        self._begin(server, ", ".join(server.ready["images"]), with_symbols)
+
+    def attach(self, words: list[str]) -> None:
+        """Work on the machine that gdb is attached to; see ATTACH_HELP. Raises gdb.GdbError, ServerError."""
+        with_symbols = "--no-symbols" not in words
+        words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
+        self.users.leave(self.inferior)
+        if self.server is not None and self.attached is None and gdb.selected_inferior().num == self.inferior:
+            raise gdb.GdbError("gdb is attached to an opened image: `kvm close` it first")
+        attached = Attachment()
+        server = start_server(["--attached", *words], warn, self.is_attended(), attached.stub)
+        if attached.stub.stuck:
+            warn(STUCK)
+        try:
+            self.close()
+            self.server, self.attached = server, attached
+            self.inferior = gdb.selected_inferior().num
+            self.setup.change("debuginfod enabled", "off")
+            if with_symbols and self._has_symbols(server):
+                warn("gdb's symbols are where the kernel is, and stay")
+                with_symbols = False
+            self._begin(server, attached.name, with_symbols)
+        except BaseException:
+            self.close()
+            raise
+
+    def _has_symbols(self, server: Server) -> bool:
+        """Return whether gdb's own symbols are in place."""
+        try:
+            found = server.ask({"symbol": PROBE})["address"]
+        except ServerError:
+            return False
+        return self.attached is not None and self.attached.address(PROBE) == found
+
+    def _begin(self, server: Server, what: str, with_symbols: bool) -> None:
+        """Load symbols, register the server's commands, and say what is open."""
         if with_symbols:
             self.symbols.load(server)
         register_commands(self, server.ready["commands"])
         if server.ready.get("problem"):
             warn(server.ready["problem"])
-        warn(
-            "{}: {} {}, {}, slide {}".format(
-                ", ".join(server.ready["images"]),
-                *(server.ready[name] for name in ("system", "release", "arch", "slide")),
-            )
-        )
+        facts = [server.ready[name] for name in ("system", "release", "arch", "slide")]
+        warn("{}: {} {}, {}, slide {}".format(what, *facts))
 
     def _connect(self, server: Server, at_once: bool) -> None:
         self.setup.change("debuginfod enabled", "off")
@@ -155,8 +200,9 @@ class Kvm:
         if current != self.inferior:
             with contextlib.suppress(gdb.error):
                 quiet(f"inferior {self.inferior}")
+        attached, self.attached = self.attached, None
         try:
-            if gdb.selected_inferior().num == self.inferior and gdb.selected_inferior().pid:
+            if attached is None and gdb.selected_inferior().num == self.inferior and gdb.selected_inferior().pid:
                 quiet("disconnect")
         except gdb.error:
             pass  # the server is gone, and gdb has noticed
@@ -171,6 +217,11 @@ class Kvm:
         """Return the server of the open image. Raises gdb.GdbError."""
         if self.server is None:
             raise gdb.GdbError(NOT_OPEN)
+        if self.attached is not None:
+            if self.attached.gone:
+                self.close()
+                raise gdb.GdbError(LEFT)
+            self.attached.check_command()
         return self.server
 
     def run(self, line: str, from_tty: bool = False) -> None:
@@ -333,8 +384,11 @@ def plain_command(kvm: Kvm, name: str, words: list[str]) -> None:
     """Run one of OWN_COMMANDS but `open`: those that answer without an open image as well, and `thread`."""
     if name == "geterr":
         gdb.write(kvm.last_error + "\n" if kvm.last_error else "")
-    elif name == "close":
-        kvm.need_server()
+    elif name in ("close", "detach"):
+        if kvm.server is None:
+            raise gdb.GdbError(NOT_OPEN)
+        if name == "detach" and kvm.attached is None:
+            raise gdb.GdbError("an image is open, and no machine attached to: `kvm close` closes it")
         kvm.close()
     elif name == "thread":
         kvm.select_thread(words)
@@ -456,6 +510,9 @@ def main() -> None:
             gdb.events.gdb_exiting.connect(lambda event: on_exiting(kvm, event))
         register(kvm, "open", OPEN_HELP, kvm.open, gdb.COMPLETE_FILENAME)
         for name, summary in COMMANDS[1:]:
+            if name == "attach":
+                register(kvm, name, ATTACH_HELP, kvm.attach, gdb.COMPLETE_FILENAME)
+                continue
             own = functools.partial(plain_command, kvm, name) if name in OWN_COMMANDS else None
             register(kvm, name, help_of(name, summary), own)
 

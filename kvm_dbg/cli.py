@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 PROGRAM = "kvm-dbg"
 LESS_FLAGS = "FRX"  # less, where the user does not say: leave a short text on the screen, and let colours through
 INDEX_SPACE = 32 << 20  # bytes that must be free: more than the indexes of one kernel take
-OWN_FILES = ("open", "identify", "layout", "help")  # commands that take files as arguments of their own, or none
+OWN_FILES = (
+    "open",
+    "attach",
+    "detach",
+    "identify",
+    "layout",
+    "help",
+)  # commands that take files as arguments of their own, or none
 FILES = "[VMLINUX] IMAGE..."
 USAGE = f"""usage: {PROGRAM} COMMAND {FILES} [ARGUMENT...] [OPTION...]
        {PROGRAM} gdb {FILES} [OPTION...] [-- GDB-ARGUMENT...]

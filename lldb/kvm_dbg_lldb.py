@@ -39,7 +39,16 @@ try:
         is_batch,
         start_server,
     )
-    from kvm_dbg_command import COMMANDS, PREFIX_HELP, THREAD_USAGE, help_of, list_commands, thread_request
+    from kvm_dbg_command import (
+        ATTACH_HELP,
+        COMMANDS,
+        PREFIX_HELP,
+        THREAD_USAGE,
+        help_of,
+        list_commands,
+        thread_request,
+    )
+    from kvm_dbg_lldb_attach import Attachment
     from kvm_dbg_lldb_symbols import (
         CommandFailed,
         cache_directory,
@@ -52,12 +61,17 @@ try:
         warn,
     )
     from kvm_dbg_lldb_user import UserError, UserTargets
+    from kvm_dbg_stub import STUCK
 finally:
     del sys.path[:2]
 
 OWN_COMPLETION = 20  # the first version that asks a command what its words can become
 KINDS = {"FILE": "disk-file", "PID": "thread-id", "NAME": "symbol", "ADDRESS": "symbol"}
 """For a command's first argument, what older versions can complete it by, of the kinds that they know themselves."""
+
+FILES_FIRST = ("open", "attach")  # whose arguments are files
+PROBE = "linux_banner"  # whose place tells whether symbols are in theirs
+LEFT = "lldb is not attached to the machine any more; connect again, and `kvm attach`"
 
 OPEN_HELP = (
     """Open a kernel memory image and connect lldb to it.
@@ -121,6 +135,7 @@ class Kvm:
         self.setup = Setup(debugger)
         self.users = UserTargets(debugger, warn, self._synchronous)
         self.target: Any = None
+        self.attached: Attachment | None = None  # lldb's own connection, where that is used
         self.previous: Any = None
         self.ended: list[Any] = []  # see delete_target
         self.registered: dict[str, str] = {}  # name -> help
@@ -129,6 +144,8 @@ class Kvm:
 
     def open(self, words: list[str]) -> None:
         """Open an image; see OPEN_HELP. Raises CommandFailed, ServerError, ServerGone."""
+        if self.attached is not None:
+            raise CommandFailed("lldb already debugs something, by `kvm attach`: `kvm detach` first")
         with_symbols = "--no-symbols" not in words
         words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
         server = start_server(words, warn, is_attended())
@@ -140,22 +157,57 @@ class Kvm:
         except BaseException:
             self.close()
             raise
+        self._begin(server, ", ".join(server.ready["images"]))
+
+    def attach(self, words: list[str]) -> None:
+        """Work on the machine that lldb is attached to; see ATTACH_HELP.
+
+        Raises CommandFailed, ServerError, ServerGone.
+        """
+        with_symbols = "--no-symbols" not in words
+        words = [os.path.expanduser(word) for word in words if word != "--no-symbols"]
+        if self.target is not None and self.attached is None and self.debugger.GetSelectedTarget() == self.target:
+            raise CommandFailed("lldb is attached to an opened image: `kvm close` it first")
+        attached = Attachment(self.debugger, self._execute_on)
+        server = start_server(["--attached", *words], warn, is_attended(), attached.stub)
+        server.look = self._look
+        if attached.stub.stuck:
+            warn(STUCK)
+        try:
+            self.close()
+            self.server, self.attached, self.target = server, attached, attached.target
+            if "--write" in words:
+                attached.cache_nothing()
+            if with_symbols and self._has_symbols(server, attached):
+                warn("lldb's symbols are where the kernel is, and stay")
+            elif with_symbols:
+                self._keep_indexes()
+                symbols = find_symbols(server)
+                if symbols is not None:
+                    attached.load(symbols, int(server.ready["slide"], 16))
+            self._begin(server, attached.name)
+        except BaseException:
+            self.close()
+            raise
+
+    def _has_symbols(self, server: Server, attached: Attachment) -> bool:
+        """Return whether lldb's own symbols are in place."""
+        try:
+            return attached.address(PROBE) == str(server.ask({"symbol": PROBE})["address"])
+        except ServerError:
+            return False
+
+    def _begin(self, server: Server, what: str) -> None:
+        """Register the server's commands, and say what is open."""
         register_commands(self, server.ready["commands"])
         if server.ready.get("problem"):
             warn(server.ready["problem"])
-        warn(
-            "{}: {} {}, {}, slide {}".format(
-                ", ".join(server.ready["images"]),
-                *(server.ready[name] for name in ("system", "release", "arch", "slide")),
-            )
-        )
+        facts = [server.ready[name] for name in ("system", "release", "arch", "slide")]
+        warn("{}: {} {}, {}, slide {}".format(what, *facts))
 
     def _connect(self, server: Server, with_symbols: bool) -> None:
         self.previous = self.debugger.GetSelectedTarget()
-        directory = cache_directory()
-        if directory is not None:
-            self.setup.change("symbols.lldb-index-cache-path", directory)
-            self.setup.change("symbols.enable-lldb-index-cache", "true")
+        self._keep_indexes()
         symbols = find_symbols(server) if with_symbols else None
         self.target = create_target(self.debugger, symbols, str(server.ready["triple"]))
         self.debugger.SetSelectedTarget(self.target)
@@ -173,6 +225,13 @@ class Kvm:
         if symbols is not None:
             place(self.target, int(server.ready["slide"], 16), symbols)
 
+    def _keep_indexes(self) -> None:
+        """Let lldb keep its indexes of symbol files, while something is open."""
+        directory = cache_directory()
+        if directory is not None:
+            self.setup.change("symbols.lldb-index-cache-path", directory)
+            self.setup.change("symbols.enable-lldb-index-cache", "true")
+
     def _look(self) -> None:
         """Raise KeyboardInterrupt, once in a command, after Ctrl-C: lldb only takes a note of that."""
         if not self._interrupted and self.debugger.GetCommandInterpreter().WasInterrupted():
@@ -181,8 +240,12 @@ class Kvm:
 
     def _execute(self, command: str) -> Any:
         """Execute one of lldb's commands on the target without showing what it says, and return its result."""
+        return self._execute_on(command, self.target)
+
+    def _execute_on(self, command: str, target: Any) -> Any:
+        """Execute one of lldb's commands on a target, likewise."""
         result = lldb.SBCommandReturnObject()
-        context = lldb.SBExecutionContext(self.target)
+        context = lldb.SBExecutionContext(target)
         self.debugger.GetCommandInterpreter().HandleCommand(command, context, result)
         return result
 
@@ -203,7 +266,10 @@ class Kvm:
             return
         self.users.close()
         target, self.target = self.target, None
-        if target is not None and target.IsValid():
+        attached, self.attached = self.attached, None
+        if attached is not None:
+            attached.unload()
+        elif target is not None and target.IsValid():
             process = target.GetProcess()
             if process.IsValid():
                 with self._synchronous():
@@ -218,6 +284,11 @@ class Kvm:
         """Return the server of the open image. Raises CommandFailed."""
         if self.server is None:
             raise CommandFailed(NOT_OPEN)
+        if self.attached is not None:
+            if self.attached.gone:
+                self.close()
+                raise CommandFailed(LEFT)
+            self.attached.check_command()
         return self.server
 
     def run(self, line: str, result: Any) -> None:
@@ -314,13 +385,13 @@ class Subcommand:
 
     def get_args_definition(self) -> list[list[dict[str, Any]]]:
         """Return what the arguments are, for lldb's own completion where ours declines."""
-        kind = lldb.eArgTypePath if self.name == "open" else lldb.eArgTypeNone
+        kind = lldb.eArgTypePath if self.name in FILES_FIRST else lldb.eArgTypeNone
         return [[{"arg_type": kind, "repeat": "optional"}]]
 
     def handle_argument_completion(self, words: list[str], position: int, cursor: int) -> Any:
         """Return what the word at `position` can become; False for lldb's own completion, True for nothing."""
         last = words[position][:cursor]
-        if self.name == "open":
+        if self.name in FILES_FIRST:
             if not last.startswith("-"):
                 return False
             found = [word for word in re.findall(r"--[a-z-]+", self.text) if word.startswith(last)]
@@ -343,11 +414,16 @@ def words_of(arguments: Any) -> list[str]:
 
 
 def run_own_command(kvm: Kvm, name: str, words: list[str], result: Any) -> None:
-    """Run `open`, or one of those that answer without an open image as well. Raises as Kvm's methods do."""
+    """Run `open`, `attach`, or one of those that answer without an open image as well. Raises as Kvm's methods do."""
     if name == "open":
         kvm.open(words)
-    elif name == "close":
-        kvm.need_server()
+    elif name == "attach":
+        kvm.attach(words)
+    elif name in ("close", "detach"):
+        if kvm.server is None:
+            raise CommandFailed(NOT_OPEN)
+        if name == "detach" and kvm.attached is None:
+            raise CommandFailed("an image is open, and no machine attached to: `kvm close` closes it")
         kvm.close()
     elif name == "thread":
         kvm.select_thread(words, result)
@@ -410,7 +486,10 @@ def __lldb_init_module(debugger: Any, _internal: dict[str, Any]) -> None:
     execute(debugger, f'command container add -o -h "{PREFIX_HELP}" kvm')
     register(kvm, "open", OPEN_HELP, "FILE")
     for name, summary in COMMANDS[1:]:
-        register(kvm, name, help_of(name, summary))
+        if name == "attach":
+            register(kvm, name, ATTACH_HELP, "FILE")
+        else:
+            register(kvm, name, help_of(name, summary))
 
 
 def at_exit() -> None:

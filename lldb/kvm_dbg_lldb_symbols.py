@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import Any, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 from kvm_dbg_client import Server, ServerError
 
@@ -141,22 +141,51 @@ def _execute(debugger: Any, target: Any, command: str) -> None:
         warn(f"{command[:60]}: {str(result.GetError()).strip()}")
 
 
-def place(target: Any, slide: int, symbols: Symbols) -> None:
+def add_symbols(target: Any, symbols: Symbols, execute: Callable[[str, Any], Any]) -> Any:
+    """Add the kernel's symbols to a target that is there; return the module, or None if lldb does not like the file.
+
+    execute: executes one of lldb's commands on a target.
+    """
+    module = target.AddModule(symbols.object, target.GetTriple(), None)
+    if not module.IsValid():
+        warn(f"{symbols.object}: lldb could not load its symbols")
+        return None
+    name = os.path.basename(symbols.object)
+    if symbols.debug is not None:
+        execute(f'target symbols add -s "{name}" "{symbols.debug}"', target)
+    if symbols.trap_handlers:
+        execute("settings append target.trap-handler-names " + " ".join(symbols.trap_handlers), target)
+    return module
+
+
+def place(target: Any, slide: int, symbols: Symbols, module: Any = None) -> None:
     """Place the kernel's segments, or the sections of a file that has none, and the modules' file.
 
-    What is linked at address 0 (per-CPU data) is nowhere: no task has it there.
+    What is linked at address 0 (per-CPU data) is nowhere: no task has it there. `module` is the kernel's, if that is
+    not the target's first one.
     """
     if symbols.modules is not None:
         modules = target.AddModule(symbols.modules, target.GetTriple(), None)
         if modules.IsValid():
             target.SetModuleLoadAddress(modules, 0)
-    module = target.GetModuleAtIndex(0)
+    for section in _kernel_sections(module or target.GetModuleAtIndex(0)):
+        target.SetSectionLoadAddress(section, section.GetFileAddress() + slide)
+
+
+def unplace(target: Any, module: Any) -> None:
+    """Let the kernel's sections be nowhere."""
+    for section in _kernel_sections(module):
+        target.ClearSectionLoadAddress(section)
+
+
+def _kernel_sections(module: Any) -> Iterator[Any]:
+    """Yield what is at its link address plus the slide: segments, or sections where there are none."""
     sections = [module.GetSectionAtIndex(index) for index in range(module.GetNumSections())]
     segments = [section for section in sections if str(section.GetName()).startswith("PT_LOAD")]
     for section in segments or sections:
         address = section.GetFileAddress()
         if address and address != lldb.LLDB_INVALID_ADDRESS and section.GetByteSize():
-            target.SetSectionLoadAddress(section, address + slide)
+            yield section
 
 
 def load_modules(target: Any, server: Server, words: list[str], result: Any) -> None:

@@ -92,3 +92,18 @@ def parse_qemu_cpu_state(desc: bytes) -> QemuCpuState:
     if len(desc) >= QEMU_FORMAT.size + 8:
         kernel_gs_base = int.from_bytes(desc[QEMU_FORMAT.size : QEMU_FORMAT.size + 8], "little")
     return QemuCpuState(registers, control, kernel_gs_base)
+
+
+def make_qemu_cpu_state(registers: Mapping[str, int]) -> bytes:
+    """Return the descriptor that QEMU would write of a CPU with these registers; those that are missing are zeros.
+
+    registers: by gdb's names, control registers as "cr0" to "cr4" and MSR_KERNEL_GS_BASE as "k_gs_base" among them.
+    """
+    mask = (1 << 64) - 1
+    segments: list[int] = []
+    for name in QEMU_SEGMENTS:
+        segments += (registers.get(name, 0) & 0xFFFF, 0, 0, 0, registers.get(f"{name}_base", 0) & mask)
+    general = [registers.get(name, 0) & mask for name in QEMU_GENERAL]
+    control = [registers.get(f"cr{number}", 0) & mask for number in range(5)]
+    kernel_base = (registers.get("k_gs_base", 0) & mask).to_bytes(8, "little")
+    return QEMU_FORMAT.pack(QEMU_VERSION, QEMU_FORMAT.size + 8, *general, *segments, *control) + kernel_base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvm_dbg.commands.args import Args, Env
+from kvm_dbg.commands.attach import Attach, Detach
 from kvm_dbg.commands.base import Command
 from kvm_dbg.commands.bt import Bt
 from kvm_dbg.commands.files import Files
@@ -35,6 +36,8 @@ from kvm_dbg.errors import UsageError
 COMMANDS: tuple[Command, ...] = (
     Open(),
     Close(),
+    Attach(),
+    Detach(),
     Status(),
     GetErr(),
     Identify(),

@@ -98,10 +98,9 @@ def select(session: Session, args: Any) -> Iterator[Thread]:
         yield from threads
     elif args.cpus:
         yield from (thread for thread in threads if thread.on_cpu)
-    elif session.selected is not None:
-        yield session.selected
     else:
-        yield from islice(threads, 1)
+        selected = session.selected
+        yield from islice(threads, 1) if selected is None else (selected,)
 
 
 def _named(threads: Iterable[Thread], pids: list[int]) -> Iterator[Thread]:

@@ -42,9 +42,10 @@ def find_selected(session: Session, pid: int | None) -> Process:
         CommandError: there is no such process.
     """
     if pid is None:
-        if session.selected is None:
+        selected = session.selected
+        if selected is None:
             raise UsageError("no PID given; only gdb and lldb have a selected thread")
-        pid = session.selected.pid
+        pid = selected.pid
     return find_process(session, pid)
 
 

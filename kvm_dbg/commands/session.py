@@ -95,7 +95,7 @@ class Session:
 
     Attributes:
         loaded: the modules' symbols that a debugger has loaded, None without a debugger.
-        selected: the thread that a debugger has selected while one of its commands runs, None without a debugger.
+        find_selected: returns what `selected` is; only asked where a command wants to know.
         last_error: the text of the last command that failed, "" before any has; `geterr` shows it.
         progress: called with a line of text when something takes long.
         color: whether what reads the output is a terminal that shows colours.
@@ -111,7 +111,7 @@ class Session:
         search: tuple[str, ...] = (),
     ) -> None:
         self.request: OpenRequest | None = None
-        self.selected: Thread | None = None
+        self.find_selected: Callable[[], Thread | None] = lambda: None
         self.loaded: LoadedSymbols | None = None
         self.index_directory = index_directory
         self.search = search
@@ -127,6 +127,11 @@ class Session:
     def is_open(self) -> bool:
         """Return whether an image is open."""
         return self._kernel is not None
+
+    @property
+    def selected(self) -> Thread | None:
+        """Return the thread that a debugger has selected while one of its commands runs, None without a debugger."""
+        return self.find_selected()
 
     @property
     def kernel(self) -> Kernel:
@@ -171,24 +176,27 @@ class Session:
             self._grades[command] = worst_grade(self.system.for_each_check(self.kernel, command))
         return self._grades[command]
 
-    def open(self, request: OpenRequest) -> Kernel:
+    def open(self, request: OpenRequest, given: MemoryImage | None = None) -> Kernel:
         """Open an image and the kernel in it; what was open before is closed once the new one stands.
+
+        given: the image, where it is none of the request's files.
 
         Raises:
             KvmDbgError: the image or the named kernel file cannot be used; what was open stays open.
         """
-        given = open_image(
-            request.images,
-            base=request.base,
-            hole=request.hole,
-            format=request.format,
-            offset=request.offset,
-            live=request.live,
-            write=request.write,
-            qmp=request.qmp,
-            cache_directory=request.index_directory,
-            progress=self.progress,
-        )
+        if given is None:
+            given = open_image(
+                request.images,
+                base=request.base,
+                hole=request.hole,
+                format=request.format,
+                offset=request.offset,
+                live=request.live,
+                write=request.write,
+                qmp=request.qmp,
+                cache_directory=request.index_directory,
+                progress=self.progress,
+            )
         image = self._cover(given, request)
         try:
             if request.patch is not None:
@@ -258,4 +266,4 @@ class Session:
         self._kernel = None
         self._grades = {}
         self.request = None
-        self.selected = None
+        self.find_selected = lambda: None

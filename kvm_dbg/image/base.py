@@ -226,7 +226,7 @@ class MemoryImage(ABC):
         return None
 
     def refresh(self) -> None:  # noqa: B027 - most images are of what does not change
-        """Look again at the machine behind the image: its registers, or all of its memory if that is a snapshot.
+        """Look again at the machine behind the image: forget what was read of it, its registers, or all of a snapshot.
 
         Raises:
             FileAccessError: the machine is gone.

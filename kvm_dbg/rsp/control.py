@@ -25,8 +25,19 @@ packets. So adapters send kvm commands here, get their output as it comes, and k
                                 `user`; a debugger may connect to the address.
                                 FILE: {"name", "file", "debug": PATH or null, "bias": "0x..."}
     {"offsets": false}          {"done": true}: qOffsets stays unanswered, the adapter places symbols
+    {"sync": NUMBER}            the same: an adapter that was interrupted, and has lost count, goes on from there
 
-Every request but the interrupt has an answer, in order. When standard input ends, so does the server.
+Every request but the interrupt has an answer, in order. A line that is no JSON is one that an interrupt has cut off.
+When standard input ends, so does the server.
+
+A server that is to look through the debugger's own connection (`attached.py`) asks in its turn, in the middle of what
+it answers, and the adapter says {"answer": ...} or {"fault": TEXT}, or interrupts:
+
+    {"machine": true}           {"name", "physical": BOOL, "arch": NAME}; physical: it reads physical addresses
+    {"cpus": [NAME, ...]}       [{"thread": ID, "registers": {NAME: "0x..."}}, ...]: of these, those that there are
+    {"addresses": [NAME, ...]}  {NAME: "0x..." or null}: symbols as the debugger has placed them
+    {"read": [["0x...", SIZE], ...], "physical": BOOL}   [HEX or null, ...]: null where any byte cannot be read
+    {"store": ["0x...", HEX], "physical": BOOL}          true
 """
 
 from __future__ import annotations
@@ -34,10 +45,10 @@ from __future__ import annotations
 import json
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from kvm_dbg.errors import ConfirmationError, KvmDbgError
+from kvm_dbg.errors import CommandError, ConfirmationError, KvmDbgError
 from kvm_dbg.rsp.stop import ClientGone, Interruptible
 
 if TYPE_CHECKING:
@@ -49,7 +60,9 @@ if TYPE_CHECKING:
     from kvm_dbg.rsp.user import UserProcesses
 
 RECEIVE_SIZE = 1 << 16  # bytes
-MAX_LINE = 1 << 20  # bytes of one request
+MAX_LINE = 1 << 21  # bytes of one request
+REPLIES = ("answer", "fault")  # to what the server asks
+CUT: dict[str, Any] = {"interrupt": "of a line"}
 LOOK_AGAIN = (["refresh"], ["halt"], ["resume"])  # commands after which threads and registers are others
 
 
@@ -65,6 +78,7 @@ class ControlChannel:
         self._send_to = send_to
         self._buffer = bytearray()
         self._requests: list[dict[str, Any]] = []
+        self._asking = False
 
     @classmethod
     def on_standard_streams(cls) -> ControlChannel:
@@ -83,39 +97,62 @@ class ControlChannel:
         return bool(self._requests)
 
     def receive(self) -> None:
-        """Read what has come. Raises ClientGone at its end, or when it is no JSON."""
+        """Read what has come. Raises ClientGone at its end."""
         data = os.read(self._receive_from, RECEIVE_SIZE)
         if not data:
             raise ClientGone
         self._buffer += data
         *lines, rest = self._buffer.split(b"\n")
         self._buffer = rest
-        for line in lines:
+        for line in filter(None, lines):
             try:
                 request = json.loads(line)
-            except ValueError as error:
-                raise ClientGone from error
-            if not isinstance(request, dict):
-                raise ClientGone
-            self._requests.append(request)
+            except ValueError:
+                request = CUT
+            self._requests.append(request if isinstance(request, dict) else CUT)
         if len(rest) > MAX_LINE:
             raise ClientGone
 
     def poll(self) -> bool:
         """Read what has come without waiting, and return whether what runs shall stop. Raises ClientGone."""
+        if self._asking:
+            return False  # `ask` reads, and sees an interrupt at once
         while select.select([self._receive_from], [], [], 0)[0]:
             self.receive()
-        if self._requests and "interrupt" in self._requests[0]:
-            del self._requests[0]
-            return True
+        for index, request in enumerate(self._requests):
+            if "interrupt" in request:
+                del self._requests[: index + 1]  # what was asked before it is not waited for any more
+                return True
         return False
 
     def requests(self) -> Iterator[dict[str, Any]]:
         """Yield the requests that are waiting; an interrupt that finds nothing running is forgotten."""
         while self._requests:
             request = self._requests.pop(0)
-            if "interrupt" not in request:
+            if "interrupt" not in request and not any(name in request for name in REPLIES):
                 yield request
+
+    def ask(self, question: dict[str, object]) -> Any:
+        """Ask the adapter something while it waits for us, and return its answer.
+
+        Raises:
+            CommandError: with the adapter's text.
+            KeyboardInterrupt: it interrupts instead.
+            ClientGone: it has ended.
+        """
+        self._asking = True
+        try:
+            self.send(question)
+            while not self._requests:
+                self.receive()
+            reply = self._requests.pop(0)
+        finally:
+            self._asking = False
+        if "interrupt" in reply:
+            raise KeyboardInterrupt
+        if "answer" not in reply:
+            raise CommandError(str(reply.get("fault", "the debugger did not answer what it was asked")))
+        return reply["answer"]
 
     def send(self, message: dict[str, object]) -> None:
         """Send one message. Raises ClientGone."""
@@ -176,10 +213,16 @@ def answer(
     interruptible: Interruptible,
     made: DebuggerFiles,
     users: UserProcesses,
+    prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Answer one request. Raises ClientGone."""
+    """Answer one request; `prepare` is called first, and its errors are the request's. Raises ClientGone."""
+
+    def messages() -> Iterator[dict[str, object]]:
+        prepare()
+        yield from _messages(request, session, debugger, made, users)
+
     try:
-        for message in interruptible.running(_messages(request, session, debugger, made, users)):
+        for message in interruptible.running(messages()):
             channel.send(message)
     except KvmDbgError as error:
         channel.send({"error": str(error)})
@@ -195,7 +238,7 @@ def _messages(
             from kvm_dbg.commands.run import run_line
 
             tid = request.get("thread")
-            session.selected = debugger.target.threads.get(tid) if isinstance(tid, int) else None
+            session.find_selected = lambda: debugger.target.find_thread(tid) if isinstance(tid, int) else None
             session.color = request.get("color") is True
             if request.get("yes") is True:
                 session.allow_writes()
@@ -208,7 +251,7 @@ def _messages(
                 yield {"question": error.question}
                 return
             finally:
-                session.selected = None
+                session.find_selected = lambda: None
                 session.color = False  # `monitor` has its output shown by whoever asks
             if line.split()[:1] in LOOK_AGAIN:
                 debugger.forget()
@@ -251,6 +294,8 @@ def _messages(
             yield {"file": module.path, "trap_handlers": module.trap_handlers, "complete": module.complete}
         case {"user": str(words)}:
             yield users.open(session, words, debugger)
+        case {"sync": int(number)}:
+            yield {"sync": number}
         case {"offsets": False}:
             debugger.text_address = None
             yield {"done": True}

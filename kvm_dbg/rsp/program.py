@@ -11,7 +11,7 @@ from kvm_dbg.rsp.server import LOOPBACK, ServeOptions, serve
 
 if TYPE_CHECKING:
     from kvm_dbg.commands.parser import Parser
-    from kvm_dbg.commands.session import Session
+    from kvm_dbg.commands.session import OpenRequest, Session
 
 PROGRAM = "kvm-dbg serve"
 MAX_PORT = 65535
@@ -39,6 +39,7 @@ def make_parser() -> Parser:
         "--attended", action="store_true", help="somebody has to agree before a running kernel is written to"
     )
     parser.add_argument("--notices", metavar="DESCRIPTOR", type=int, help="where to say what the protocol cannot")
+    parser.add_argument("--attached", action="store_true", help="ask that adapter for memory, in place of any image")
     add_open_arguments(parser)
     return parser
 
@@ -58,6 +59,16 @@ def run_program(words: Sequence[str], session: Session) -> int:
         session.attended = args.attended
         session.open(request_of(args, args.files, session.index_directory, session.search))
 
+    def request_attached() -> OpenRequest:
+        from kvm_dbg.commands.open import request_of
+
+        args.live = True
+        session.attended = args.attended
+        request = request_of(args, args.files, session.index_directory, session.search)
+        if request.images:
+            raise UsageError(f"{request.images[0]} is no kernel file: `kvm attach` opens no image beside the machine")
+        return request
+
     problem: KvmDbgError | None = None
     control = "--control" in words
     try:
@@ -66,11 +77,17 @@ def run_program(words: Sequence[str], session: Session) -> int:
             raise UsageError(f"{PROGRAM}: --tcp {args.tcp} is no port")
         if args.tcp is not None and args.socket is not None:
             raise UsageError(f"{PROGRAM}: --tcp and --socket exclude each other")
+        if args.attached and not control:
+            raise UsageError(f"{PROGRAM}: --attached is for adapters, with --control: use `kvm attach` in a debugger")
     except UsageError as error:
         if not control:
             raise
         problem = error
         return serve(session, open_image, ServeOptions(control=True))
+    if args.attached:
+        from kvm_dbg.rsp.attached import serve_attached
+
+        return serve_attached(session, request_attached, writable=args.write)
     if args.tcp is not None and not control:
         sys.stderr.write(
             f"{PROGRAM}: warning: every user of this machine can connect to a port of {LOOPBACK} and read the image\n"

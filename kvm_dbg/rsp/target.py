@@ -122,6 +122,10 @@ class Target:
         """Return the kernel's own address space."""
         return self.system.kernel_space(self.kernel)
 
+    def find_thread(self, tid: int) -> Thread | None:
+        """Return the thread that the debugger knows by `tid`, None if there is none."""
+        return self.threads.get(tid)
+
     def find_tid(self, pid: int) -> int:
         """Return the id of the thread of a process or thread id. Raises CommandError: there is none, or several.
 

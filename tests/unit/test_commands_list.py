@@ -47,7 +47,12 @@ ARGUMENTS = {
     "user": ["1"],
 }
 """What commands need that have no answer without arguments."""
-ELSEWHERE = ("thread", "layout")  # which only a debugger can run; which is about a kernel file (test_layout_writer.py)
+ELSEWHERE = (
+    "thread",
+    "attach",
+    "detach",
+    "layout",
+)  # which only a debugger can run; which is about a kernel file (test_layout_writer.py)
 ANSWERING = [command.name for command in COMMANDS if command.name not in ELSEWHERE]
 NUMBERS = itertools.count()  # of files that are new every time
 
@@ -117,7 +122,7 @@ def words_for(name: str, image: str) -> list[str]:
 def test_the_list_is_the_promised_one() -> None:
     promised = (
         "open close status geterr identify nlist read write vtop procs lwps bt args env files vm user gcore"
-        " vmlinux layout loadavg top vmstat log sys mods selftest refresh thread help halt resume"
+        " vmlinux layout loadavg top vmstat log sys mods selftest refresh thread attach detach help halt resume"
     )
     assert {command.name for command in COMMANDS} == set(promised.split())
     assert len(COMMANDS) == len(promised.split())
@@ -433,15 +438,18 @@ def test_what_is_about_the_selected_thread_of_a_debugger(little: Little, capsys:
     assert "no PID given; only gdb and lldb have a selected thread" in capsys.readouterr().err
     assert cli.main(["thread", little.image, "1"]) == 1
     assert "`kvm thread` in gdb or lldb" in capsys.readouterr().err
+    for words in (["attach"], ["attach", "--write", "vmlinux"], ["detach"]):
+        assert cli.main(words) == 1
+        assert "use it in gdb or lldb" in capsys.readouterr().err
     session = Session()
     session.open(OpenRequest((little.image,)))
     threads = {thread.lid: thread for thread in session.system.for_each_thread(session.kernel)}
-    session.selected = threads[43]  # a thread of process 40
+    session.find_selected = lambda: threads[43]  # a thread of process 40
     other = Session()
     other.open(OpenRequest((little.image,)))
     for line, named in (("bt --json", "bt 43 --json"), ("bt 1 --csv", "bt 1 --csv"), ("bt --cpus", "bt --cpus")):
         assert "".join(run_line(session, line)) == "".join(run_line(other, named))
-    session.selected = threads[1]
+    session.find_selected = lambda: threads[1]
     assert "".join(run_line(session, "vm --json")) == "".join(run_line(other, "vm 1 --json"))
     session.close()
     assert session.selected is None

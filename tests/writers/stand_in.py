@@ -18,7 +18,7 @@ from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.debuginfo.base import Type, TypeTable
 from kvm_dbg.debuginfo.btf import BtfTypes
 from kvm_dbg.errors import CommandError, FileAccessError, NotMappedError
-from kvm_dbg.image.base import BytesImage, PartialRead, Presence, Range
+from kvm_dbg.image.base import BytesImage, MemoryImage, PartialRead, Presence, Range
 from kvm_dbg.image.overlay import OverlayImage
 from kvm_dbg.kernel.base import Area, Check, Kernel, LoadAverage, Process, Sources, Thread
 from kvm_dbg.kernel.unwind_rule import UnwindTable
@@ -223,7 +223,7 @@ class StandInSystem:
 class StandInSession(Session):
     """A session whose every image holds the stand-in."""
 
-    def open(self, request: OpenRequest) -> Kernel:
+    def open(self, request: OpenRequest, given: MemoryImage | None = None) -> Kernel:
         if any(image.endswith("refused") for image in request.images):
             raise FileAccessError(request.images[0], "refused, as its name says")
         kernel = StandInKernel(request.images[0])

@@ -11,6 +11,7 @@ cache bits, and with page-table isolation bit 12 selects the user's half of a pa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from kvm_dbg.arch.base import Paging
 from kvm_dbg.arch.x86_64 import ADDRESS_MASK, X86_64
@@ -24,6 +25,10 @@ from kvm_dbg.symbols.vmcoreinfo import VmcoreInfo
 ARCH = X86_64
 START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 KERNEL_IMAGE_SIZE = 1 << 30  # bytes: the kernel's image lies in this much from START_KERNEL_MAP, wherever KASLR puts it
+KERNEL_HALF = 0xFF00_0000_0000_0000  # first kernel address, with 5 levels
+PAGE = 4096  # bytes
+LARGE_PAGE = 1 << 21  # bytes
+DATA_BLOCK = 1 << 18  # bytes of variables that are looked at together
 MAX_BLOCKS = 192  # of 2 MiB: a kernel's image has 30 to 100 MiB, with every debug option more
 SLIDE_STEP = 1 << 21  # CONFIG_PHYSICAL_ALIGN is a multiple of 2 MiB
 CR4_LA57 = 1 << 12
@@ -108,6 +113,36 @@ def for_each_kernel_block(space: ImageSpace, size: int, overlap: int) -> Iterato
         if count > MAX_BLOCKS:
             return
         yield vaddr, space.read_partial(vaddr, size + overlap).data
+
+
+def for_each_data_block(space: ImageSpace) -> Iterator[bytes]:
+    """Yield the parts of the kernel's image that can be written to and not executed, from the highest downwards.
+
+    That is where a kernel's variables are; .bss, with those that are set while it starts, comes first. Zeros stand for
+    what is missing. Bounded as `for_each_kernel_block`.
+    """
+    seen: set[int] = set()
+    for vaddr in range(START_KERNEL_MAP + KERNEL_IMAGE_SIZE - LARGE_PAGE, START_KERNEL_MAP - 1, -LARGE_PAGE):
+        first, last = (_flags_at(space, place) for place in (vaddr, vaddr + LARGE_PAGE - PAGE))
+        if not any({"RW", "XD"} <= set(flags) for flags in (first, last)):
+            continue
+        with suppress(ReadError):
+            paddr = space.translate(vaddr)
+            if paddr in seen:
+                continue
+            seen.add(paddr)
+        if len(seen) > MAX_BLOCKS:
+            return
+        for start in range(vaddr + LARGE_PAGE - DATA_BLOCK, vaddr - 1, -DATA_BLOCK):
+            yield space.read_partial(start, DATA_BLOCK).data
+
+
+def _flags_at(space: ImageSpace, vaddr: int) -> tuple[str, ...]:
+    """Return the flags of the leaf that maps an address, none if nothing does."""
+    try:
+        return space.walk(vaddr).flags
+    except ReadError:
+        return ()
 
 
 def find_page_pointers(data: bytes) -> set[int]:

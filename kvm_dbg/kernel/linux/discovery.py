@@ -159,7 +159,8 @@ def for_each_vmcoreinfo(image: MemoryImage, progress: Progress | None = None) ->
 def boots_of_cpus(image: MemoryImage) -> list[Boot]:
     """Return the kernel that the page tables in QEMU's notes lead to; it is verified by that.
 
-    Its data holds a pointer to its VMCOREINFO text (`vmcoreinfo_data`): every pointer to the start of a page is tried.
+    Its data holds a pointer to its VMCOREINFO text (`vmcoreinfo_data`): every pointer to the start of a page is tried,
+    first of those in its variables, for which little has to be read, then of those in all of its image.
     """
     if image.info.machine not in (None, boot_x86_64.ARCH.name):
         return []
@@ -167,6 +168,10 @@ def boots_of_cpus(image: MemoryImage) -> list[Boot]:
         space = ImageSpace(boot_x86_64.ARCH, image, paging)
         banner: Boot | None = None
         tried: set[int] = set()
+        for data in boot_x86_64.for_each_data_block(space):
+            boot = _described_boot(space, image, boot_x86_64.find_page_pointers(data) - tried, tried)
+            if boot is not None:
+                return [boot]
         for vaddr, data in boot_x86_64.for_each_kernel_block(space, BLOCK, BANNER_SIZE):
             match = re.search(BANNER_PATTERN, data) if banner is None else None
             if match is not None:
@@ -183,21 +188,31 @@ def boots_of_cpus(image: MemoryImage) -> list[Boot]:
                     verified=True,
                     banner_vaddr=vaddr + match.start(),
                 )
-            for pointer in boot_x86_64.find_page_pointers(data[:BLOCK]) - tried:
-                tried.add(pointer)
-                info = _read_vmcoreinfo(space, pointer)
-                if info is not None and boot_x86_64.recognise(info):
-                    boot = boot_of(image, info, "VMCOREINFO found through the page tables of a CPU in QEMU's notes")
-                    if boot.verified:
-                        return [boot]
+            boot = _described_boot(space, image, boot_x86_64.find_page_pointers(data[:BLOCK]) - tried, tried)
+            if boot is not None:
+                return [boot]
         if banner is not None:
             return [banner]
     return []
 
 
+def _described_boot(space: ImageSpace, image: MemoryImage, pointers: set[int], tried: set[int]) -> Boot | None:
+    """Return the kernel whose VMCOREINFO one of the pointers leads to, None if none does; `tried` grows by them."""
+    tried |= pointers
+    for pointer in pointers:
+        info = _read_vmcoreinfo(space, pointer)
+        if info is not None and boot_x86_64.recognise(info):
+            boot = boot_of(image, info, "VMCOREINFO found through the page tables of a CPU in QEMU's notes")
+            if boot.verified:
+                return boot
+    return None
+
+
 def _read_vmcoreinfo(space: ImageSpace, address: int) -> VmcoreInfo | None:
     """Return the block at a kernel address, None if there is none."""
     try:
+        if "PCD" in space.walk(address).flags:  # a device's, whose reading may do something
+            return None
         if space.read(address, len(START)) != START:
             return None
         return VmcoreInfo(space.read(address, PAGE))

@@ -2,20 +2,17 @@
 
 A machine with more than about 3 GiB has the rest of its RAM at 4 GiB and up, below that is room for devices; a file
 of raw RAM may simply join the two. Where the kernel itself lies above the hole its page tables are only found with
-the right one, so that trying is proving. Where it lies below, its memory map tells: `e820_table` points to a
-`struct e820_table` (arch/x86/include/asm/e820/types.h since 4.12: u32 nr_entries, then packed entries of u64 addr,
-u64 size, u32 type; type 1 is RAM).
+the right one, so that trying is proving. Where it lies below, its memory map tells (`memory_map`).
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 
-from kvm_dbg.errors import ReadError
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.raw import RawImage
 from kvm_dbg.image.writable import WritableImage
+from kvm_dbg.kernel.linux.memory_map import read_ram
 from kvm_dbg.kernel.space import ImageSpace
 from kvm_dbg.symbols.base import SymbolTable
 
@@ -24,10 +21,6 @@ TOP = 1 << 32  # where RAM goes on
 USUAL_STARTS = (0xC000_0000, 0x8000_0000, 0xE000_0000, 0xB000_0000)
 STEP = 64 << 20
 LOWEST_START = 1 << 30
-
-E820_RAM = 1
-MAX_E820_ENTRIES = 4096  # E820_MAX_ENTRIES is 128 + 3 * MAX_NUMNODES, at most 3200
-E820_ENTRY = struct.Struct("<QQI")
 
 
 def raw_image_of(image: MemoryImage) -> RawImage | None:
@@ -54,18 +47,7 @@ def read_hole(raw: RawImage, space: ImageSpace, symbols: SymbolTable) -> tuple[i
 
     The file's size less the RAM at 4 GiB and up is what lies below.
     """
-    symbol = symbols.find("e820_table")
-    if symbol is None:
-        return None
-    try:
-        table = int.from_bytes(space.read(symbol.address, 8), "little")
-        count = int.from_bytes(space.read(table, 4), "little")
-        if not 0 < count <= MAX_E820_ENTRIES:
-            return None
-        entries = list(E820_ENTRY.iter_unpack(space.read(table + 4, count * E820_ENTRY.size)))
-    except ReadError:
-        return None
-    ram = [(start, start + size) for start, size, kind in entries if kind == E820_RAM]
+    ram = read_ram(space, symbols)
     top = max((end for _, end in ram), default=0)
     size = sum(run.size for run in raw.coverage())
     if top <= TOP or size >= top:
