@@ -113,7 +113,7 @@ def _bytes_of(reply: object, size: int) -> bytes | None:
     return data if len(data) == size else None
 
 
-def open_attached(machine: Machine, session: Session, request: OpenRequest, *, writable: bool) -> Kernel:
+def open_attached(machine: Machine, session: Session, request: OpenRequest) -> Kernel:
     """Open the kernel of a machine.
 
     Raises:
@@ -121,7 +121,7 @@ def open_attached(machine: Machine, session: Session, request: OpenRequest, *, w
         UnsupportedError: it is of 32 bits.
         KvmDbgError: as `Session.open`.
     """
-    image = _open_physical(machine, writable) if machine.physical else _open_virtual(machine, request, writable)
+    image = _open_physical(machine, request) if machine.physical else _open_virtual(machine, request)
     try:
         kernel = session.open(request, image)
     except KernelNotFoundError as error:
@@ -133,25 +133,25 @@ def open_attached(machine: Machine, session: Session, request: OpenRequest, *, w
     return kernel
 
 
-def _open_physical(machine: Machine, writable: bool) -> AttachedImage:
+def _open_physical(machine: Machine, request: OpenRequest) -> AttachedImage:
     modes = [registers["efer"] & EFER_LMA for registers in machine.read_cpus() if "efer" in registers]
     if modes and not any(modes):
         raise UnsupportedError(
             f"{machine.name}: a machine none of whose CPUs is in 64-bit mode",
             "it runs a kernel of 32 bits, or is still in its firmware or boot loader",
         )
-    store = partial(machine.store, 0) if writable else None
+    store = partial(machine.store, 0) if request.write else None
     info = ImageInfo(NAME, "a debugger's connection", ARCH, details=(("addresses", "physical"),))
     return AttachedImage(machine.name, machine.fetch, store, info, machine.read_notes)
 
 
-def _open_virtual(machine: Machine, request: OpenRequest, writable: bool) -> AttachedImage:
+def _open_virtual(machine: Machine, request: OpenRequest) -> AttachedImage:
     from kvm_dbg.kernel.linux.direct_map import find_direct_map
 
     info = ImageInfo(NAME, "a debugger's connection", ARCH, system="Linux", details=(("addresses", "virtual"),))
     virtual = AttachedImage(machine.name, machine.fetch, None, info)
     found = find_direct_map(virtual, _symbol_finder(machine, virtual, request.vmlinux))
-    store = partial(machine.store, found.base) if writable else None
+    store = partial(machine.store, found.base) if request.write else None
     notes = (Note(VMCOREINFO, 0, found.info),)
     quirk = f"physical memory is read through the kernel's map of it at {found.base:#x}"
     return AttachedImage(
@@ -234,13 +234,12 @@ class _NoUserProcesses(UserProcesses):
         )
 
 
-def serve_attached(session: Session, make_request: Callable[[], OpenRequest], *, writable: bool) -> int:
+def serve_attached(session: Session, make_request: Callable[[], OpenRequest]) -> int:
     """Open the kernel of the machine that the debugger is attached to, and answer the adapter until it leaves.
 
     Args:
         session: where the kernel will be open.
         make_request: returns what the user wants; raises KvmDbgError.
-        writable: the machine's memory may be written to.
     """
     channel = ControlChannel.on_standard_streams()
     files, users = DebuggerFiles(), _NoUserProcesses()
@@ -253,7 +252,7 @@ def serve_attached(session: Session, make_request: Callable[[], OpenRequest], *,
     try:
         with interruptible:
             machine = Machine(channel)
-            kernel = open_attached(machine, session, make_request(), writable=writable)
+            kernel = open_attached(machine, session, make_request())
             target = AttachedTarget(kernel, session.system, threads_are_cpus=machine.physical)
             debugger = DebuggerSession(target, lambda _: iter(()))
             ready = facts_of(session, debugger)

@@ -87,7 +87,7 @@ def run_program(words: Sequence[str], session: Session) -> int:
     if args.attached:
         from kvm_dbg.rsp.attached import serve_attached
 
-        return serve_attached(session, request_attached, writable=args.write)
+        return serve_attached(session, request_attached)
     if args.tcp is not None and not control:
         sys.stderr.write(
             f"{PROGRAM}: warning: every user of this machine can connect to a port of {LOOPBACK} and read the image\n"

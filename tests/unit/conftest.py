@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
+from kvm_dbg.image.base import MemoryImage
 from tests.writers.system import LittleSystem, Registered, install, write_image
 
 
@@ -29,3 +30,26 @@ def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Little:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return Little(image, entry, entry.system)
+
+
+class LittleMachine:
+    """What halts the machine behind an image."""
+
+    running = True
+
+    def is_running(self) -> bool:
+        return self.running
+
+    def halt(self) -> None:
+        self.running = False
+
+    def resume(self) -> None:
+        self.running = True
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> LittleMachine:
+    """A machine behind every image."""
+    machine = LittleMachine()
+    monkeypatch.setattr(MemoryImage, "control", machine)
+    return machine

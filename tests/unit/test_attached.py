@@ -86,8 +86,8 @@ def open_kernel(adapter: Adapter, tmp_path: Path, *, named: bool = True, writabl
     path = tmp_path / "vmlinux"
     path.write_bytes(adapter.memory.vmlinux())
     session = Session()
-    request = OpenRequest((), str(path) if named else None, live=True, search=(str(tmp_path),))
-    kernel = open_attached(adapter.machine(), session, request, writable=writable)
+    request = OpenRequest((), str(path) if named else None, live=True, write=writable, search=(str(tmp_path),))
+    kernel = open_attached(adapter.machine(), session, request)
     assert isinstance(kernel, LinuxKernel)
     return kernel
 
@@ -169,15 +169,14 @@ def test_a_state_is_read_as_it_was_written() -> None:
 def test_writes_go_to_the_machine(tmp_path: Path, physical: bool) -> None:
     adapter = Adapter(LinuxMemory(e820=RAM), physical=physical)
     kernel = open_kernel(adapter, tmp_path, writable=True)
-    below = kernel.image.image  # type: ignore[attr-defined]
     paddr = adapter.memory.paddr_of(E820_POINTER) + 0x100
-    below.put(paddr, b"new")
+    kernel.image.put(paddr, b"new")
     assert adapter.stored == [(paddr + (0 if physical else DIRECT[4]), b"new")]
     with pytest.raises(NotInImageError):
-        below.put(DEVICE, b"new")
+        kernel.image.put(DEVICE, b"new")
     assert len(adapter.stored) == 1
     with pytest.raises(CommandError, match="kvm attach --write"):
-        open_kernel(adapter, tmp_path).image.image.put(paddr, b"new")  # type: ignore[attr-defined]
+        open_kernel(adapter, tmp_path).image.put(paddr, b"new")
 
 
 def test_a_machine_without_a_kernel(tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_another_kernels_file(tmp_path: Path) -> None:
     path = tmp_path / "other"
     path.write_bytes(LinuxMemory(build_id=bytes(20), release="5.0").vmlinux())
     with pytest.raises(KernelMismatchError):
-        open_attached(adapter.machine(), Session(), OpenRequest((), str(path), live=True), writable=False)
+        open_attached(adapter.machine(), Session(), OpenRequest((), str(path), live=True))
 
 
 def test_a_connection_that_ends(tmp_path: Path) -> None:

@@ -17,11 +17,9 @@ from kvm_dbg.commands import COMMANDS, find_command
 from kvm_dbg.commands.run import run_line
 from kvm_dbg.commands.session import OpenRequest, Session
 from kvm_dbg.elf import open_elf
-from kvm_dbg.errors import CommandError
-from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.kernel.base import GRADES
 from kvm_dbg.symbols.elf import ElfSymbolTable
-from tests.unit.conftest import Little
+from tests.unit.conftest import Little, LittleMachine
 from tests.writers.system import (
     DATA,
     DATA_BYTES,
@@ -67,47 +65,6 @@ def run(capsys: Capture, *words: str, status: int = 0) -> str:
 
 def ask(capsys: Capture, *words: str) -> Any:
     return json.loads(run(capsys, *words, "--json"))
-
-
-class LittleMachine:
-    """What halts the machine behind an image."""
-
-    running = True
-
-    def is_running(self) -> bool:
-        return self.running
-
-    def halt(self) -> None:
-        self.running = False
-
-    def resume(self) -> None:
-        self.running = True
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> LittleMachine:
-    """A machine behind every image."""
-    machine = LittleMachine()
-    monkeypatch.setattr(MemoryImage, "control", machine)
-    return machine
-
-
-def test_halt_and_resume(little: Little, machine: LittleMachine, capsys: Capture) -> None:
-    assert ask(capsys, "status", little.image)["running"] is True
-    assert ask(capsys, "halt", little.image) == {"image": [little.image], "running": False}
-    assert not machine.running
-    assert ask(capsys, "sys", little.image)["running"] is False
-    assert run(capsys, "resume", little.image).splitlines()[1] == "running: yes"
-    assert machine.running
-
-
-def test_a_dump_has_no_machine(little: Little, capsys: Capture) -> None:
-    assert ask(capsys, "status", little.image)["running"] is None
-    session = Session()
-    session.open(OpenRequest((little.image,)))
-    with pytest.raises(CommandError, match="there is no machine that could be halted: a virtual one can"):
-        list(run_line(session, "halt"))
-    session.close()
 
 
 def words_for(name: str, image: str) -> list[str]:
