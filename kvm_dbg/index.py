@@ -17,7 +17,6 @@ import struct
 import sys
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 
 MAGIC = b"KVMDBGIX"
 VERSION = 1
@@ -45,12 +44,12 @@ class Index:
     """
 
     def __init__(self, directory: str | os.PathLike[str], build_id: bytes) -> None:
-        self.directory = Path(directory) / build_id.hex()
+        self.directory = os.path.join(os.fspath(directory), build_id.hex())
         self.note: str | None = None
 
-    def path(self, table: str) -> Path:
+    def path(self, table: str) -> str:
         """Return the file that holds `table` ("symbols", "btf", ...)."""
-        return self.directory / f"{table}.index"
+        return os.path.join(self.directory, f"{table}.index")
 
     def find(self, table: str, identity: bytes) -> dict[str, memoryview] | None:
         """Return the parts of a table by name, None if it is absent, damaged, or made from something else.
@@ -58,7 +57,7 @@ class Index:
         `identity` is whatever must be equal for the table to be valid: the version of its layout, sizes, checksums.
         """
         try:
-            with self.path(table).open("rb") as file:
+            with open(self.path(table), "rb") as file:
                 if os.fstat(file.fileno()).st_size > MAX_SIZE:
                     return None
                 data = file.read()
@@ -69,23 +68,23 @@ class Index:
     def store(self, table: str, identity: bytes, parts: Mapping[str, Buffer]) -> None:
         """Keep a table in place of the old one. A full disk or a read-only directory only sets `note`."""
         path = self.path(table)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = os.path.join(self.directory, f".{table}.index.{os.getpid()}")
         made = False
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            os.makedirs(self.directory, exist_ok=True)
             # O_NOFOLLOW and O_EXCL: never write through a link that somebody left here
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
             with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()  # of a process of the same number that was killed
+                os.unlink(temporary)  # of a process of the same number that was killed
             with open(os.open(temporary, flags, 0o644), "wb") as file:
                 made = True
                 for piece in compose(identity, parts):
                     file.write(piece)
-            temporary.replace(path)
+            os.replace(temporary, path)
         except OSError as error:
             if made:
                 with contextlib.suppress(OSError):
-                    temporary.unlink()
+                    os.unlink(temporary)
             self.note = f"the index was not kept: {path}: {error.strerror or error}"
 
 

@@ -2,73 +2,67 @@
 
 from __future__ import annotations
 
-from kvm_dbg.commands.args import Args, Env
-from kvm_dbg.commands.attach import Attach, Detach
+from functools import cache
+from importlib import import_module
+from typing import cast
+
 from kvm_dbg.commands.base import Command
-from kvm_dbg.commands.bt import Bt
-from kvm_dbg.commands.files import Files
-from kvm_dbg.commands.gcore import Gcore
-from kvm_dbg.commands.halt import Halt, Resume
-from kvm_dbg.commands.help import Help
-from kvm_dbg.commands.identify import Identify
-from kvm_dbg.commands.layout import LayoutCommand
-from kvm_dbg.commands.loadavg import LoadAvg
-from kvm_dbg.commands.log import Log
-from kvm_dbg.commands.lwps import Lwps
-from kvm_dbg.commands.mods import Mods
-from kvm_dbg.commands.nlist import Nlist
-from kvm_dbg.commands.open import Close, GetErr, Open, Status
-from kvm_dbg.commands.procs import Procs
-from kvm_dbg.commands.read import Read
-from kvm_dbg.commands.refresh import Refresh
-from kvm_dbg.commands.selftest import SelfTest
-from kvm_dbg.commands.sys import Sys
-from kvm_dbg.commands.thread import Thread
-from kvm_dbg.commands.top import Top
-from kvm_dbg.commands.user import User
-from kvm_dbg.commands.vm import Vm
-from kvm_dbg.commands.vmlinux import Vmlinux
-from kvm_dbg.commands.vmstat import VmStat
-from kvm_dbg.commands.vtop import Vtop
-from kvm_dbg.commands.write import Write
 from kvm_dbg.errors import UsageError
 
-COMMANDS: tuple[Command, ...] = (
-    Open(),
-    Close(),
-    Attach(),
-    Detach(),
-    Status(),
-    GetErr(),
-    Identify(),
-    Sys(),
-    Procs(),
-    Lwps(),
-    Bt(),
-    Thread(),
-    Args(),
-    Env(),
-    Files(),
-    Vm(),
-    User(),
-    Gcore(),
-    Vmlinux(),
-    LayoutCommand(),
-    LoadAvg(),
-    VmStat(),
-    Top(),
-    Log(),
-    Mods(),
-    Nlist(),
-    Read(),
-    Write(),
-    Vtop(),
-    SelfTest(),
-    Refresh(),
-    Halt(),
-    Resume(),
-    Help(),
+ENTRIES = (
+    ("open", "open", "Open"),
+    ("close", "open", "Close"),
+    ("attach", "attach", "Attach"),
+    ("detach", "attach", "Detach"),
+    ("status", "open", "Status"),
+    ("geterr", "open", "GetErr"),
+    ("identify", "identify", "Identify"),
+    ("sys", "sys", "Sys"),
+    ("procs", "procs", "Procs"),
+    ("lwps", "lwps", "Lwps"),
+    ("bt", "bt", "Bt"),
+    ("thread", "thread", "Thread"),
+    ("args", "args", "Args"),
+    ("env", "args", "Env"),
+    ("files", "files", "Files"),
+    ("vm", "vm", "Vm"),
+    ("user", "user", "User"),
+    ("gcore", "gcore", "Gcore"),
+    ("vmlinux", "vmlinux", "Vmlinux"),
+    ("layout", "layout", "LayoutCommand"),
+    ("loadavg", "loadavg", "LoadAvg"),
+    ("vmstat", "vmstat", "VmStat"),
+    ("top", "top", "Top"),
+    ("log", "log", "Log"),
+    ("mods", "mods", "Mods"),
+    ("nlist", "nlist", "Nlist"),
+    ("read", "read", "Read"),
+    ("write", "write", "Write"),
+    ("vtop", "vtop", "Vtop"),
+    ("selftest", "selftest", "SelfTest"),
+    ("refresh", "refresh", "Refresh"),
+    ("halt", "halt", "Halt"),
+    ("resume", "halt", "Resume"),
+    ("help", "help", "Help"),
 )
+"""The registry, in the order of the help: a command's name, its module here, and its class there.
+
+A command's module is imported when the command is asked for: most runs need one of them.
+"""
+
+COMMANDS: tuple[Command, ...]
+"""All commands, in that order; made when it is first asked for."""
+
+
+def __getattr__(name: str) -> tuple[Command, ...]:
+    if name != "COMMANDS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return tuple(_load(module, kind) for _, module, kind in ENTRIES)
+
+
+@cache
+def _load(module: str, kind: str) -> Command:
+    return cast("Command", getattr(import_module(f"{__name__}.{module}"), kind)())
 
 
 def find_command(name: str) -> Command:
@@ -77,12 +71,12 @@ def find_command(name: str) -> Command:
     Raises:
         UsageError: there is none; names those that come near.
     """
-    for command in COMMANDS:
-        if command.name == name:
-            return command
+    for known, module, kind in ENTRIES:
+        if known == name:
+            return _load(module, kind)
     from difflib import get_close_matches
 
-    names = [command.name for command in COMMANDS]
+    names = [known for known, _, _ in ENTRIES]
     near = [known for known in names if name and known.startswith(name)] or get_close_matches(name, names, 2)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; `help` lists the commands"
     raise UsageError(f"no command {name!r}{hint}")

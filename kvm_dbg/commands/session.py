@@ -9,7 +9,6 @@ from kvm_dbg.errors import CommandError, ConfirmationError, FileAccessError, Kvm
 from kvm_dbg.image import open_image
 from kvm_dbg.image.base import MemoryImage
 from kvm_dbg.image.overlay import OverlayImage
-from kvm_dbg.image.patch import apply_patch, read_patch
 from kvm_dbg.image.through import WriteThroughImage
 from kvm_dbg.kernel import find_symbols, open_kernel, system_of
 from kvm_dbg.kernel.base import GRADES, Check, Kernel, OperatingSystem, Thread
@@ -202,6 +201,8 @@ class Session:
             if request.patch is not None:
                 if not isinstance(image, OverlayImage):
                     raise CommandError(f"{given.paths[0]}: --patch is for dumps; a running kernel has no private copy")
+                from kvm_dbg.image.patch import apply_patch, read_patch
+
                 apply_patch(image, read_patch(request.patch), request.patch)
             kernel = open_kernel(
                 image,

@@ -7,10 +7,8 @@ A block of text is a line with the time, then what the command prints; a block o
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from kvm_dbg.commands.base import Column, Command, Table
@@ -92,6 +90,8 @@ def watch(session: Session, command: Command, args: Any, interval: float, wait: 
         CommandError: the kernel does not run, or is another one by now.
         KvmDbgError: what a look raises.
     """
+    from datetime import UTC, datetime
+
     if not session.image.live:
         name = session.image.paths[0] if session.image.paths else "the image"
         raise CommandError(f"{name} is a dump, which does not change: --watch is for a kernel that runs (--live)")
@@ -110,6 +110,8 @@ def watch(session: Session, command: Command, args: Any, interval: float, wait: 
 
 
 def _block(session: Session, table: Table, output: str, stamp: str, *, first: bool) -> Iterator[str]:
+    import json
+
     from kvm_dbg.commands.render import printable, render_csv, render_text, row_object
 
     if output == "json":

@@ -15,18 +15,18 @@ from good bytes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import mmap
 import os
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from itertools import chain
-from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 from kvm_dbg.errors import FileAccessError, FormatError, KvmDbgError, UnknownFormatError, UnsupportedError
 from kvm_dbg.image.source import FileSource, Source
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PIECE = 1 << 20  # bytes decompressed at a time
 HEAD = 1 << 20  # bytes that are looked at before all is decompressed
@@ -279,6 +279,8 @@ class CompressedSource(Source):
         progress: Callable[[str], None] | None = None,
         check: Callable[[Source], object] | None = None,
     ) -> None:
+        from pathlib import Path
+
         self.path = stream.path
         self.container = f"{compression.name}, {stream.container}" if stream.container else compression.name
         self._stream = stream
@@ -291,6 +293,8 @@ class CompressedSource(Source):
 
     def _make(self, kept: Path | None, check: Callable[[Source], object] | None) -> FileSource:
         """Decompress into a file; into `kept` if the stream is whole."""
+        import tempfile
+
         pieces = _Pieces(decompress(self._stream, self._compression, self._progress))
         head = pieces.take(HEAD)
         if not head:
@@ -392,6 +396,8 @@ class _Pieces:
 
 def _kept_path(directory: Path, stream: Source) -> Path | None:
     """Return the place in the cache of what is inside a file, or a part of one; None if there can be none."""
+    import hashlib
+
     try:
         directory.mkdir(parents=True, exist_ok=True)
         status = os.stat(stream.path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kvm_dbg.arch.base import Arch
@@ -77,8 +77,7 @@ class AddressSpaceReader(Protocol):
         """Yield the runs of [start, end) that exist, ascending: PRESENT ones, and those whose bytes are lost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(NamedTuple):
     """One process (thread group). Fields are None where the system has no such thing or the image lacks the bytes.
 
     state: ps(1)'s letter (R S D T t Z X I W P; of BSDs O U L as well). cpu: the CPU it last ran on. rss, vsize: bytes.
@@ -118,7 +117,7 @@ class Process:
     kernel_thread: bool = False
     unread: tuple[str, ...] = ()
     run_time: float | None = None
-    kinfo: Mapping[str, Any] = field(default_factory=dict)
+    kinfo: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def time(self) -> float | None:
@@ -126,8 +125,7 @@ class Process:
         return self.run_time if self.run_time is not None else sum_times(self.user_time, self.system_time)
 
 
-@dataclass(frozen=True, slots=True)
-class Lwp:
+class Lwp(NamedTuple):
     """One thread.
 
     wait_channel: the name of the kernel function that it sleeps in, or the kernel's word for what it waits for, if
@@ -148,7 +146,7 @@ class Lwp:
     kernel_thread: bool = False
     unread: tuple[str, ...] = ()
     run_time: float | None = None
-    kinfo: Mapping[str, Any] = field(default_factory=dict)
+    kinfo: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def time(self) -> float | None:
@@ -163,8 +161,7 @@ def sum_times(user: float | None, system: float | None) -> float | None:
     return round((user or 0.0) + (system or 0.0), 6)
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """A loadable module. `sections` maps a section's name to its run-time address, where the kernel keeps them."""
 
     name: str
@@ -177,12 +174,11 @@ class Module:
     struct_address: int = 0
     build_id: str | None = None
     ranges: tuple[tuple[int, int], ...] = ()  # (address, size) of each area that it occupies
-    sections: Mapping[str, int] = field(default_factory=dict)
+    sections: Mapping[str, int] = MappingProxyType({})
     unread: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LoadAverage:
+class LoadAverage(NamedTuple):
     """The load averages of 1, 5 and 15 minutes, and what /proc/loadavg shows beside them."""
 
     one: float
@@ -193,8 +189,7 @@ class LoadAverage:
     last_pid: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
+class LogRecord(NamedTuple):
     """One record of the kernel's log. `seconds` since boot; `text` as logged, lines joined by newlines.
 
     seconds, facility, level: None where the system does not keep them.
@@ -210,8 +205,7 @@ class LogRecord:
     unread: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryMapping:
+class MemoryMapping(NamedTuple):
     """One mapping of a process: [start, end) of its addresses.
 
     permissions: as "rw-p" ("s": shared). offset: bytes into the file. major, minor, inode: of the file; 0 without one.
@@ -232,8 +226,7 @@ class MemoryMapping:
     unread: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CpuState:
+class CpuState(NamedTuple):
     """One CPU when the image was taken. `registers` is empty where nothing recorded them."""
 
     cpu: int
@@ -242,8 +235,7 @@ class CpuState:
     source: str = ""  # "NT_PRSTATUS", "QEMU", ...
 
 
-@dataclass(frozen=True, slots=True)
-class Thread:
+class Thread(NamedTuple):
     """A task as the debugger's thread: who it is, and the registers it would resume with.
 
     registers: name -> value; registers that nobody saved are absent, not zero. why: where the registers are from
@@ -269,8 +261,7 @@ class Thread:
         return str(self.lid) if self.tid is None else f"{self.pid}.{self.lid}"
 
 
-@dataclass(frozen=True, slots=True)
-class UserThread:
+class UserThread(NamedTuple):
     """A thread of a process as it entered the kernel: what its user code would go on with.
 
     registers: as in `Thread`. narrow: it runs code of the processor's 32-bit mode. problem: why no registers are known.
@@ -283,8 +274,7 @@ class UserThread:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SystemSummary:
+class SystemSummary(NamedTuple):
     """What a person wants to know first. Times in seconds; sizes in bytes; None where the image lacks it."""
 
     system: str

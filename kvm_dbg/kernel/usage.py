@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFile:
+class OpenFile(NamedTuple):
     """One open file of a process, or one of its directories. What is not known is None.
 
     fd: None for a directory. mode: st_mode. size: bytes. access: "r", "w" or "rw", "" for neither. device: (major,

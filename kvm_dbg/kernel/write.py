@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from kvm_dbg.errors import CommandError, ConfirmationError, NotInImageError, ReadError
+from kvm_dbg.image.attached import NAME as ATTACHED
 from kvm_dbg.image.through import WriteThroughImage
 from kvm_dbg.image.writable import Change, WritableImage
 from kvm_dbg.kernel import system_of
@@ -85,9 +86,10 @@ def describe_place(kernel: Kernel, vaddr: int) -> str | None:
 
 def _writable(kernel: Kernel) -> WritableImage:
     if not isinstance(kernel.image, WritableImage):
-        what = "a running kernel is" if kernel.image.live else "this image was"
-        how = ": `open --write` lets it be written to" if kernel.image.live else ""
-        raise CommandError(f"{what} opened for reading only{how}")
+        if not kernel.image.live:
+            raise CommandError("this image was opened for reading only")
+        opener = "attach" if kernel.image.info.format == ATTACHED else "open"
+        raise CommandError(f"a running kernel is opened for reading only: `{opener} --write` lets it be written to")
     return kernel.image
 
 

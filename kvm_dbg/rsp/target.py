@@ -10,7 +10,6 @@ bearer has the first free one from DUPLICATE_BASE on.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from functools import cached_property
 from time import monotonic
 
@@ -75,7 +74,7 @@ class Target:
         del self.__dict__["threads"]
         for tid in keep:
             if tid not in self.threads and tid in before:
-                self.threads[tid] = replace(before[tid], registers={}, on_cpu=False, why="it has ended")
+                self.threads[tid] = before[tid]._replace(registers={}, on_cpu=False, why="it has ended")
 
     def registers_of(self, tid: int) -> Mapping[str, int]:
         """Return the registers of a thread that are known."""

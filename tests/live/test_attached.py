@@ -226,6 +226,34 @@ def test_the_next_command_sees_what_has_changed(debugger: Debugger, guest: LiveG
     assert debugger.normal in session.answers[11]
 
 
+def test_what_is_written_the_guest_sees(debugger: Debugger, guest: LiveGuest) -> None:
+    """A sysctl changes, and is taken back; without --write it is refused."""
+    before = guest.check("cat /proc/sys/kernel/panic").strip()
+    session = debugger.run(
+        f"kvm attach --write --no-symbols {guest.kernel.vmlinux}",
+        "kvm write panic_timeout 77 --json",
+        "kvm write --log --json",
+        debugger.packet("qqemu.PhyMemMode"),
+        "kvm detach",
+    )
+    (row,) = json.loads(session.answers[2])
+    assert (row["symbol"], row["new"]) == ("panic_timeout+0x0", "4d000000")
+    assert debugger.normal in session.answers[3]
+    assert guest.check("cat /proc/sys/kernel/panic").strip() == "77"
+    session = debugger.run(
+        f"kvm attach --write --no-symbols {guest.kernel.vmlinux}",
+        f"kvm write panic_timeout {before}",
+        "kvm write panic_timeout 78",
+        "kvm write --undo",
+    )
+    assert guest.check("cat /proc/sys/kernel/panic").strip() == before
+    session = debugger.run(
+        f"kvm attach --no-symbols {guest.kernel.vmlinux}", debugger.tried("kvm write panic_timeout 79")
+    )
+    assert "`attach --write` lets it be written to" in session.result.stderr + session.result.stdout
+    assert guest.check("cat /proc/sys/kernel/panic").strip() == before
+
+
 def jiffies_of(rows: Any) -> int:
     """Return the number that `kvm read` of 8 bytes shows."""
     (row,) = rows if isinstance(rows, list) else [rows]

@@ -14,7 +14,7 @@ import pytest
 
 from kvm_dbg.commands.run import run_line
 from kvm_dbg.commands.session import OpenRequest, Session
-from kvm_dbg.errors import FileAccessError
+from kvm_dbg.errors import CommandError, FileAccessError
 from kvm_dbg.image import open_image
 from kvm_dbg.kernel.base import Thread
 from tests.debuggers.debugger import DEBUGGERS, Debugger, Missing, clean_environment, find
@@ -69,6 +69,23 @@ def test_a_snapshot_is_taken_anew(guest: LiveGuest) -> None:
     ask(session, "refresh")
     assert ask(session, "read jiffies 8") != first
     session.close()
+
+
+def test_what_is_written_the_guest_sees(guest: LiveGuest) -> None:
+    before = guest.check("cat /proc/sys/kernel/panic").strip()
+    writer = Session()
+    writer.open(OpenRequest((), str(guest.kernel.vmlinux), qmp=str(guest.qmp), write=True))
+    list(run_line(writer, "write panic_timeout 77"))
+    assert guest.check("cat /proc/sys/kernel/panic").strip() == "77"
+    list(run_line(writer, "write --undo"))
+    assert guest.check("cat /proc/sys/kernel/panic").strip() == before
+    writer.close()
+
+
+def test_a_snapshot_is_not_written_to(guest: LiveGuest) -> None:
+    with pytest.raises(CommandError, match="the guest's memory cannot be written to"):
+        Session().open(OpenRequest((), str(guest.kernel.vmlinux), qmp=guest.find_tcp(), write=True))
+    assert guest.is_running()
 
 
 def test_no_room_for_a_snapshot(guest: LiveGuest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,9 +179,7 @@ def test_procs_as_a_tree(little: Little, capsys: Capture) -> None:
 
 
 def test_a_tree_with_a_loop_shows_everyone_once(little: Little, capsys: Capture) -> None:
-    from dataclasses import replace
-
-    little.system.processes = (replace(SHELL, ppid=41), JOB, replace(SHELL, pid=9, ppid=9))
+    little.system.processes = (SHELL._replace(ppid=41), JOB, SHELL._replace(pid=9, ppid=9))
     assert sorted(row["pid"] for row in ask(capsys, "procs", little.image, "--tree")) == [9, 40, 41]
 
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -113,7 +112,7 @@ def test_what_can_be_watched() -> None:
 
 def processes(**times: float | None) -> list[Process]:
     return [
-        replace(SHELL, pid=int(pid[1:]), user_time=used, system_time=None, start_time=100.0)
+        SHELL._replace(pid=int(pid[1:]), user_time=used, system_time=None, start_time=100.0)
         for pid, used in times.items()
     ]
 
@@ -125,7 +124,7 @@ def test_shares_are_of_the_time_between_two_readings() -> None:
     )
     now.at = before.at + 2.0
     assert shares_since(before, now) == {1: 75.0, 2: 0.0, 3: 25.0, 4: None}
-    again = Reading([replace(one, start_time=200.0) for one in processes(p1=0.5)])  # another process of that number
+    again = Reading([one._replace(start_time=200.0) for one in processes(p1=0.5)])  # another process of that number
     again.at = before.at + 2.0
     assert shares_since(before, again) == {1: 25.0}
     assert shares_of_life(now, 110.0) == {1: 25.0, 2: 50.0, 3: 5.0, 4: None}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -453,12 +452,12 @@ class MovingSystem(LittleSystem):
 
     def for_each_process(self, kernel: Kernel) -> Iterator[Process]:
         self.looks += 1
-        self.processes = (replace(INIT, user_time=float(self.looks)), *PROCESSES[1:])
+        self.processes = (INIT._replace(user_time=float(self.looks)), *PROCESSES[1:])
         return super().for_each_process(kernel)
 
     def read_load_average(self, kernel: Kernel) -> LoadAverage:
         self.looks += 1
-        return replace(LOAD, one=float(self.looks))
+        return LOAD._replace(one=float(self.looks))
 
 
 class Registered:

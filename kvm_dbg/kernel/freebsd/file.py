@@ -9,7 +9,6 @@ sys/sys/fcntl.h (f_flag is what open(2) was given plus 1, OFLAGS; FREAD is 1, FW
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvm_dbg.errors import CorruptError, KvmDbgError, MemberNotFound, ReadError, TypeNotFound
@@ -184,7 +183,7 @@ class FileReader:
         offset = attempt(unread, ("offset",), lambda: file["offset"])
         made = OpenFile(pid, fd, address, "?", None, flags, offset, unread=tuple(unread), access=access)
         place = attempt(unread, FIELDS, lambda: file.get("vnode") or file["data"])
-        return self._complete(made, place) if place else replace(made, unread=tuple(unread))
+        return self._complete(made, place) if place else made._replace(unread=tuple(unread))
 
     def _complete(self, made: OpenFile, address: int) -> OpenFile:
         """Return an open file with what its vnode tells."""
@@ -193,15 +192,14 @@ class FileReader:
             vnode = self._vnodes.read(address)
             kind = self._vnodes.kind(vnode)
         except (ReadError, MemberNotFound):
-            return replace(made, unread=(*unread, *FIELDS))
+            return made._replace(unread=(*unread, *FIELDS))
         path, lost = find_path(self._vnodes, vnode)
         if lost:
             unread.append("path")
         node = attempt(unread, ("inode", "mode", "size"), lambda: self._vnodes.node(vnode)) or Node()
         mount = attempt(unread, ("mount",), lambda: self._vnodes.mounted_on(vnode))
         device = attempt(unread, ("device",), lambda: self._vnodes.device(vnode))
-        return replace(
-            made,
+        return made._replace(
             kind=kind,
             path=path,
             inode=node.inode,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -133,7 +132,7 @@ class FileReader:
             place = None if fs is None else attempt(unread, UNREAD, partial(_place, fs, member))
             inode = None if place is None else attempt(unread, UNREAD, partial(self._paths.inode_of, place[1]))
             if place is None or inode is None:
-                yield replace(made, unread=tuple(unread))
+                yield made._replace(unread=tuple(unread))
             else:
                 yield self._complete(made, *place, inode)
 
@@ -144,11 +143,10 @@ class FileReader:
         mount = attempt(unread, ("mount",), lambda: self._paths.mount_point(mnt))
         found = attempt(unread, ("kind", "inode", "mode", "size", "device"), lambda: self._paths.inode(inode))
         if found is None:
-            return replace(file, path=path, mount=mount, unread=tuple(unread))
+            return file._replace(path=path, mount=mount, unread=tuple(unread))
         kind = self._kind(found, path)
         device = found.get("rdev") if kind in SPECIAL else None
-        return replace(
-            file,
+        return file._replace(
             kind=kind,
             path=path,
             inode=found["ino"],

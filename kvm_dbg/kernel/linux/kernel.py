@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 
 from kvm_dbg.arch import find_arch
 from kvm_dbg.arch.base import Arch, Paging
@@ -173,7 +173,7 @@ def _search(
     """Return the kernel with a file from the usual places, None if there is none, and the places."""
     places = tuple(vmlinux.for_each_place(boot.release, boot.build_id, search))
     for place in places:
-        if not Path(place).is_file():
+        if not os.path.isfile(place):
             continue
         try:
             return _attach(image, boot, vmlinux.open_symbols(place, index_directory), index_directory, False), places

@@ -8,8 +8,8 @@ Places are those of Debian (linux-image-*-dbg), Fedora and RHEL (kernel-debuginf
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from kvm_dbg.elf import ET_REL, NT_GNU_BUILD_ID, for_each_note
 from kvm_dbg.errors import FormatError, KernelMismatchError, ReadError, UnknownFormatError
@@ -25,10 +25,10 @@ MAX_NOTES_SIZE = 1 << 16  # bytes; a kernel's .notes has a few hundred
 def for_each_place(release: str | None, build_id: str | None, search: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the paths where the kernel file may be, the user's directories first."""
     for directory in search:
-        base = Path(directory)
         if build_id:
-            yield str(base / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug")
-            yield str(base / "usr/lib/debug/.build-id" / build_id[:2] / f"{build_id[2:]}.debug")
+            file = f".build-id/{build_id[:2]}/{build_id[2:]}.debug"
+            yield os.path.join(directory, file)
+            yield os.path.join(directory, "usr/lib/debug", file)
         if release:
             for name in (
                 f"vmlinux-{release}",
@@ -38,8 +38,8 @@ def for_each_place(release: str | None, build_id: str | None, search: tuple[str,
                 f"usr/lib/debug/lib/modules/{release}/vmlinux",
                 f"lib/modules/{release}/build/vmlinux",
             ):
-                yield str(base / name)
-        yield str(base / "vmlinux")
+                yield os.path.join(directory, name)
+        yield os.path.join(directory, "vmlinux")
     if build_id:
         yield f"/usr/lib/debug/.build-id/{build_id[:2]}/{build_id[2:]}.debug"
     if release:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvm_dbg.errors import CorruptError, MemberNotFound, ReadError, TypeNotFound
@@ -109,8 +108,8 @@ class FileReader:
             if kind != DTYPE_VNODE:
                 word = WORDS.get(kind)
                 path = f"{word}:[{file['data']:#x}]" if word is not None else None
-                return replace(made, path=f"{path}{self._peer(file)}" if kind == DTYPE_PIPE else path)
-            return self._complete(replace(made, offset=file["offset"]), file["data"])
+                return made._replace(path=f"{path}{self._peer(file)}" if kind == DTYPE_PIPE else path)
+            return self._complete(made._replace(offset=file["offset"]), file["data"])
         except ReadError:
             return OpenFile(pid, fd, address, "?", None, unread=("flags", "offset", "access", *FIELDS))
 
@@ -123,6 +122,6 @@ class FileReader:
 
     def _complete(self, file: OpenFile, vnode: int) -> OpenFile:
         try:
-            return replace(file, **self._vnodes.describe(vnode))
+            return file._replace(**self._vnodes.describe(vnode))
         except ReadError:
-            return replace(file, unread=FIELDS)
+            return file._replace(unread=FIELDS)
