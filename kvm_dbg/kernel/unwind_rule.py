@@ -10,11 +10,12 @@ class UnwindRow(NamedTuple):
     """How to find the caller from one run of addresses, as the kernel's own unwinder knows it.
 
     kind: "call" (the stack pointer before the call is `base` + `offset`, the return address lies below it), "regs"
-    (all registers were saved there, as in the kernel's struct pt_regs), "partial" (only what the processor pushes for
-    an interrupt), "end" (nobody called), "undefined", "chain" (as "call", by a frame pointer in `base`, the caller's
-    below the return address, which ends where the caller's is 0 or a user's). base: a register's name, "[register]" for
-    the word of memory that it points to. frame_base, frame_offset: where the caller's frame pointer was saved: relative
-    to "previous" (the caller's stack pointer) or to a register; "" if it was not. Offsets in bytes.
+    (all registers were saved there, as in Linux's struct pt_regs), "trap" (as in FreeBSD's struct trapframe), "partial"
+    (only what the processor pushes for an interrupt), "end" (nobody called), "undefined", "chain" (as "call", by a
+    frame pointer in `base`, the caller's below the return address, which ends where the caller's is 0 or a user's).
+    base: a register's name, "[register]" for the word of memory that it points to. frame_base, frame_offset: where the
+    caller's frame pointer was saved: relative to "previous" (the caller's stack pointer) or to a register; "" if it was
+    not. Offsets in bytes.
     """
 
     start: int

@@ -46,7 +46,8 @@ WORD = (1 << 64) - 1
 MACHINE = 62  # EM_X86_64
 FUNCTION_ALIGN = 16  # bytes; where the kernel's functions are no better aligned, entries only get longer
 MAX_ENTRY_ROWS = 1 << 12  # a debugger runs through all rows of an entry up to the one that it wants
-ODD = ("regs", "partial", "end")  # kinds of rows in code that interrupts its caller, or that nobody called
+INTERRUPTS = ("regs", "trap", "partial")  # kinds of rows in code that interrupts its caller
+ODD = (*INTERRUPTS, "end")  # kinds of rows in code that interrupts its caller, or that nobody called
 
 
 def make_debug_frame(
@@ -161,7 +162,7 @@ class _Encoder:
                 body = self._changes[0, numbers[first]] + instructions
                 kind, base, *_ = self._rules[numbers[first]]
                 # After an odd number of their edges an address is inside of runs.
-                interrupts = kind in ("regs", "partial") and not bisect_right(called, start) & 1
+                interrupts = kind in INTERRUPTS and not bisect_right(called, start) & 1
                 signal = interrupts or (base == "[rsp]" and not self._inlined) or bisect_right(switches, start) & 1
                 found.append(encode_entry(start - slide & WORD, stop - start, body, self._signal if signal else 0))
         return found

@@ -2,13 +2,14 @@
 
 Facts: DWARF 5 section 6.4 and figure "Register rule instructions" for the encoding (CIE version 1, as in DWARF 2);
 System V ABI for x86-64, figure 3.36, for register numbers, 3.4 for registers that a function preserves;
-arch/x86/include/asm/ptrace.h for struct pt_regs.
+Linux arch/x86/include/asm/ptrace.h for struct pt_regs.
 """
 
 from __future__ import annotations
 
 import struct
 
+from kvm_dbg.kernel.freebsd.machine import AMD64
 from kvm_dbg.kernel_file.leb128 import encode_signed, encode_unsigned
 
 DWARF_NUMBERS = {
@@ -42,6 +43,8 @@ PT_REGS = {  # offsets in bytes
     "rip": 128,
     "rsp": 152,
 }
+TRAPFRAME = {name: offset for name, offset in AMD64.trapframe.items() if name in DWARF_NUMBERS}
+SAVED = {"regs": PT_REGS, "trap": TRAPFRAME}  # kind of row -> where all registers are
 INTERRUPT_FRAME = {"rip": 0, "rsp": 24}  # offsets in bytes from where the processor's own frame starts
 PRESERVED = ("rbx", "r12", "r13", "r14", "r15")  # by every function; rbp has a rule in each row
 DATA_ALIGN = -8
@@ -108,8 +111,8 @@ def encode_change(old: Rule, new: Rule) -> bytes:
 def _alone(rule: Rule) -> bytes:
     """Return the instructions of a row that has an entry of its own."""
     kind, base, offset, _, _ = rule
-    if kind == "regs":
-        return _define_cfa(base, offset) + b"".join([_saved(name, place) for name, place in PT_REGS.items()])
+    if kind in SAVED:
+        return _define_cfa(base, offset) + b"".join([_saved(name, place) for name, place in SAVED[kind].items()])
     if kind == "partial":
         rules = [_saved(name, place) for name, place in INTERRUPT_FRAME.items()]
         rules += [_same(name) for name in PRESERVED]  # the entry code has not used them yet, or has put them back

@@ -22,7 +22,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kvm_dbg.kernel.unwind_rule import UnwindRow
-from kvm_dbg.kernel_file.frame_rule import DWARF_NUMBERS, INTERRUPT_FRAME, PT_REGS
+from kvm_dbg.kernel_file.frame import INTERRUPTS
+from kvm_dbg.kernel_file.frame_rule import DWARF_NUMBERS, INTERRUPT_FRAME, SAVED
 from kvm_dbg.kernel_file.leb128 import encode_signed
 
 PRESERVED = ("rbx", "rbp", "r12", "r13", "r14", "r15")
@@ -65,7 +66,7 @@ def make_eh_frame(entries: Iterable[Entry], slide: int, *, blind: bool = False) 
         cies[augmentation] = len(out)
         out += _cie(augmentation)
     for entry in entries:
-        interrupts = any(row.kind in ("regs", "partial") for row in entry.rows)
+        interrupts = any(row.kind in INTERRUPTS for row in entry.rows)
         distance = len(out) + 4 - cies[SIGNAL if interrupts else PLAIN]
         head = struct.pack("<IQQ", distance, entry.start, entry.end - entry.start)
         out += _padded(head + b"\0" + _instructions(entry, slide, blind))  # no augmentation data
@@ -108,7 +109,7 @@ def _rules(row: UnwindRow) -> Rules:
     rules = _at_entry()
     base = row.base.strip("[]")
     fits = base in DWARF_NUMBERS and not row.offset % 8 and not row.frame_offset % 8
-    saved = {"regs": PT_REGS, "partial": INTERRUPT_FRAME}.get(row.kind)
+    saved = {**SAVED, "partial": INTERRUPT_FRAME}.get(row.kind)
     if fits and row.kind == "call":
         rules["cfa"] = _frame(base, row.offset) if base == row.base else _frame_in_memory(base, row.offset)
         if (row.base, row.offset) != ("rsp", 8):

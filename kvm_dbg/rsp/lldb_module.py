@@ -51,7 +51,7 @@ from kvm_dbg.rsp.module_part import Parts
 if TYPE_CHECKING:
     from kvm_dbg.commands.session import Session
 
-LAYOUT = 5  # raise it when what is written changes
+LAYOUT = 6  # raise it when what is written changes
 TRAP_HANDLERS = ".kvm_dbg.trap_handlers"  # names of functions, each ended by a zero byte
 SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: st_name, st_info, st_other, st_shndx, st_value, st_size
 STT_NOTYPE, STT_FUNC = 0, 2
@@ -205,7 +205,9 @@ def _make(session: Session, file: ElfFile, *, blind: bool) -> bytes:
             ends[function[0]] = symbols.find_next(function[1])
     if not entries:
         raise CommandError("the kernel has no unwind rules beyond its debug information")
-    names = symbols.names_at({start for start, _ in switched})
+    # What begins like a C function lldb unwinds by its frame pointer, unless it is told that this is no such function.
+    traps = {entry.start for entry in entries if any(row.kind == "trap" for row in entry.rows)}
+    names = symbols.names_at({start for start, _ in switched} | traps)
     handlers = b"".join([name.encode() + b"\0" for name in names])
     parts = Parts(session, file)
     if kernel.arch.name == X86_64.name:

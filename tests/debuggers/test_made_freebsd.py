@@ -46,9 +46,13 @@ def test_threads(answers: Answers) -> None:
     assert "(pid 12) intr/irq1: atkbd0" in names
 
 
-def test_stacks(answers: Answers) -> None:
+def test_stacks(answers: Answers, system: FreebsdSystem) -> None:
     stack = answers.stacks("stacks")[answers.threads("threads")[0].id]
     assert [frame.function for frame in stack][:3] == ["kern_reboot", "panic", "trap"]
+    interrupted = stack[4:]  # behind the handler, for which gdb shows no name
+    assert interrupted[0].pc == system.address("toy_text") + 0x2C
+    assert [frame.function for frame in interrupted[1:3]] == ["sys_ioctl", "fast_syscall_common"]
+    assert [frame.pc for frame in interrupted[3:]] == [0x401234]
 
 
 def test_variables_have_their_types(answers: Answers) -> None:

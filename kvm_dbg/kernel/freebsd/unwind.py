@@ -21,6 +21,7 @@ from kvm_dbg.kernel.layout import read_pointer
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Kernel, Thread
     from kvm_dbg.kernel.freebsd.kernel import FreeBSDKernel
+    from kvm_dbg.kernel.freebsd.machine import Machine
     from kvm_dbg.symbols.base import Symbol
 
 FRAME_LIMIT = 1024
@@ -55,6 +56,12 @@ def unwind(kernel: Kernel, thread: Thread) -> Iterator[Frame]:
         return
     state = State(registers[machine.pc], registers[machine.sp], registers.get(machine.chain.register), False, REGISTERS)
     yield from unwinder.frames(state)
+
+
+def is_trap_handler(machine: Machine, name: str) -> bool:
+    """Return whether a function has the registers of what it interrupted at its stack pointer."""
+    prefix = machine.interrupt_prefix
+    return name in machine.trap_handlers or bool(prefix and name[:1] == prefix and name[1:2] not in ("_", ""))
 
 
 class Unwinder:
@@ -137,7 +144,7 @@ class Unwinder:
         if kernel.arch.is_user(state.pc):
             return None, f"{state.pc:#x} is no address of the kernel"
         name = self._name_of(state)
-        if self._is_trap_handler(name):
+        if is_trap_handler(self.machine, name):
             return self._interrupted(state, name)
         if state.fp is None:
             return None, "the frame pointer is not known"
@@ -158,10 +165,6 @@ class Unwinder:
     def _name_of(self, state: State) -> str:
         symbol = self._symbol_of(state)
         return "" if symbol is None else symbol.name
-
-    def _is_trap_handler(self, name: str) -> bool:
-        prefix = self.machine.interrupt_prefix
-        return name in self.machine.trap_handlers or bool(prefix and name[:1] == prefix and name[1:2] not in ("_", ""))
 
     def _interrupted(self, state: State, name: str) -> tuple[State | None, str]:
         """Return what the trap handler `name` interrupted. Raises ReadError."""
