@@ -5,7 +5,8 @@ Every source is a structure that proves itself:
 - VMCOREINFO's SYMBOL lines (kernel/vmcore_info.c);
 - BTF begins with its header and ends where that says (include/uapi/linux/btf.h); its .data..percpu has the offset of
   every per-CPU variable, and exported ones say where the section begins (at 0 on x86_64 before 6.15);
-- `modules` is the list_head outside of the modules that a module's list leads back to (include/linux/module.h);
+- `modules` is the list_head outside of the modules whose list leads through modules with proper names, in both
+  directions, and back to it (include/linux/module.h);
 - the ORC tables: ascending addresses relative to their own places, the first that of the kernel's first code, and
   behind the last as many rows (include/asm-generic/vmlinux.lds.h ORC_UNWIND_TABLE);
 - init_task, where it is not exported, is the first CPU's idle task.
@@ -13,6 +14,7 @@ Every source is a structure that proves itself:
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +42,9 @@ MAX_BANNER = 1024  # bytes
 ARRAYS = ("mem_section",)  # VMCOREINFO has the address of what it points to
 
 MODULES_START, MODULES_END = 0xFFFF_FFFF_A000_0000, 0xFFFF_FFFF_FF00_0000
+MAX_MODULES = 1 << 14
+MODULE_NAME_SIZE = 56  # bytes: MODULE_NAME_LEN, 64 less a word
+MODULE_NAME = re.compile(rb"[\w-]+\0")
 FEWEST_ORC_ROWS = 1 << 12
 ORC_TAIL = 1 << 20  # bytes at the end of text that may have no rows
 ORC_EXIT = 1 << 25  # bytes behind the code of initialisation, where .exit.text is
@@ -165,22 +170,28 @@ def _find_modules(space: ImageSpace, types: BtfTypes, blocks: Blocks) -> dict[st
         words = array("Q", block[: len(block) & ~7])
         pointers = [(at, word) for at, word in enumerate(words) if MODULES_START <= word < MODULES_END]
         for number, word in pointers:
-            if not word & 7 and _leads_back(space, word, vaddr + 8 * number):
-                try:
-                    first = space.read(word - link + name, 2)
-                except ReadError:
-                    continue
-                if first[:1].isalnum() and not vaddr <= word < vaddr + len(block):
-                    return {"modules": vaddr + 8 * number}
+            place = vaddr + 8 * number
+            if not vaddr <= word < vaddr + len(block) and _is_list_of_modules(space, place, word, name - link):
+                return {"modules": place}
     return {}
 
 
-def _leads_back(space: ImageSpace, node: int, place: int) -> bool:
-    """Return whether the list_head at `node` has `place` for its predecessor."""
+def _is_list_of_modules(space: ImageSpace, head: int, node: int, name: int) -> bool:
+    """Return whether a list leads through modules, and back; `name` is how far a module's name is from its node."""
+    before = head
     try:
-        return int.from_bytes(space.read(node + 8, 8), "little") == place
+        for _ in range(MAX_MODULES):
+            if node == head:
+                return before != head
+            if node & 7 or not MODULES_START <= node < MODULES_END:
+                return False
+            following, previous = struct.unpack("<QQ", space.read(node, 16))
+            if previous != before or MODULE_NAME.match(space.read(node + name, MODULE_NAME_SIZE)) is None:
+                return False
+            before, node = node, following
     except ReadError:
-        return False
+        pass
+    return False
 
 
 def _find_orc(space: ImageSpace, functions: SymbolTable, blocks: Blocks) -> dict[str, int]:
