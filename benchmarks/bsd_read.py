@@ -167,6 +167,8 @@ def open_sparse(folder: Path, runs: int) -> None:
 
 def main(argv: list[str]) -> None:
     """Run the comparison, or one measurement in a child."""
+    if not argv:
+        sys.exit(__doc__)
     if argv[0] == "--one":
         print(*measure(Path(argv[1]), argv[2]))
         return
