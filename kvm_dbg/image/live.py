@@ -22,7 +22,7 @@ from kvm_dbg.errors import FileAccessError, NotInImageError, UnknownFormatError
 from kvm_dbg.image.base import ImageInfo, Note, Piece, Presence
 from kvm_dbg.image.extent import Extent, ExtentImage, arrange
 from kvm_dbg.image.note import MAX_AREA, VMCOREINFO, find_vmcoreinfo_value, read_notes
-from kvm_dbg.image.source import Source, write_at
+from kvm_dbg.image.source import DeviceSource, Source
 
 NAME = "live"
 KCORE, DEV_MEM, DEV_CRASH = "/proc/kcore", "/dev/mem", "/dev/crash"
@@ -62,61 +62,33 @@ def is_live(path: str | os.PathLike[str]) -> bool:
         return False  # opening it will say what is wrong with it
 
 
-class LiveSource(Source):
-    """A memory device: read at offsets, never mapped, without a size that would mean anything.
+class LiveSource(DeviceSource):
+    """A memory device.
 
     Args:
-        path: the device.
-        writable: open it for writing as well.
+        path: of the device.
+        writable: open it for writing as well; the kernel may refuse that, or each write.
 
     Raises:
-        FileAccessError: missing, no privilege, or locked down, or not for writing; says what it takes.
+        FileAccessError: missing, no privilege, or locked down; says what it takes.
     """
 
-    size = (1 << 63) - 1  # bytes: the last offset that pread(2) takes
-
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
-        self.path = os.fspath(path)
-        self._descriptor = -1
-        self._writable = writable
         if writable and os.path.realpath(path) == KCORE:
-            raise FileAccessError(self.path, NO_WRITE)
-        try:
-            self._descriptor = os.open(self.path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-        except (OSError, ValueError) as error:
-            raise FileAccessError(self.path, _why_closed(error)) from error
+            raise FileAccessError(os.fspath(path), NO_WRITE)
+        super().__init__(path, writable=writable)
 
-    def read(self, offset: int, size: int) -> bytes:
-        parts: list[bytes] = []
-        while size > 0:
-            try:
-                data = os.pread(self._descriptor, size, offset)
-            except OSError as error:
-                raise FileAccessError(self.path, f"offset {offset:#x}: {error.strerror or error}") from error
-            if not data:
-                raise FileAccessError(self.path, f"offset {offset:#x}: nothing is there")
-            if len(data) == size and not parts:
-                return data
-            parts.append(data)
-            offset += len(data)
-            size -= len(data)
-        return b"".join(parts)
+    def why_closed(self, error: OSError | ValueError) -> str:
+        return _why_closed(error)
 
     def write(self, offset: int, data: bytes) -> None:
-        if not self._writable:
-            super().write(offset, data)
         try:
-            write_at(self._descriptor, self.path, offset, data)
+            super().write(offset, data)
         except FileAccessError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in (errno.EPERM, errno.EINVAL, errno.EBADF):
                 raise FileAccessError(self.path, f"offset {offset:#x}: {cause.strerror}: {REFUSED}") from cause
             raise
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 def _why_closed(error: OSError | ValueError) -> str:

@@ -9,7 +9,6 @@ and hostmem-file.c (a region of RAM is called by the id of its memory backend, i
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from kvm_dbg.errors import CommandError, FileAccessError, FormatError, KvmDbgErr
 from kvm_dbg.image.base import Presence
 from kvm_dbg.image.extent import Extent, arrange, for_each_part
 from kvm_dbg.image.qmp import Qmp
-from kvm_dbg.image.source import FileSource, Source, Stretch, write_at
+from kvm_dbg.image.source import DeviceSource, FileSource, Source, Stretch
 
 VIEW = re.compile(r"^FlatView #\d+\r?$", re.MULTILINE)
 SYSTEM = re.compile(r'^ AS "memory", root: system\r?$', re.MULTILINE)
@@ -111,7 +110,7 @@ class JoinedSource(Source):
             source.close()
 
 
-class ProcessSource(Source):
+class ProcessSource(DeviceSource):
     """The memory of a process, by its virtual addresses (proc(5), /proc/PID/mem).
 
     Args:
@@ -122,42 +121,10 @@ class ProcessSource(Source):
         FileAccessError: it may not be read (ptrace(2), "Ptrace access mode checking").
     """
 
-    size = (1 << 63) - 1
+    ended_text = "has ended: QEMU is gone, and the guest's memory with it"
 
     def __init__(self, pid: int, *, writable: bool = False) -> None:
-        self.path = f"/proc/{pid}/mem"
-        self._writable = writable
-        self._descriptor = -1
-        try:
-            self._descriptor = os.open(self.path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-        except OSError as error:
-            raise FileAccessError(self.path, error.strerror or str(error)) from error
-
-    def read(self, offset: int, size: int) -> bytes:
-        parts: list[bytes] = []
-        while size > 0:
-            try:
-                data = os.pread(self._descriptor, size, offset)
-            except OSError as error:
-                raise FileAccessError(self.path, f"offset {offset:#x}: {error.strerror or error}") from error
-            if not data:
-                raise FileAccessError(self.path, "has ended: QEMU is gone, and the guest's memory with it")
-            if len(data) == size and not parts:
-                return data
-            parts.append(data)
-            offset += len(data)
-            size -= len(data)
-        return b"".join(parts)
-
-    def write(self, offset: int, data: bytes) -> None:
-        if not self._writable:
-            super().write(offset, data)
-        write_at(self._descriptor, self.path, offset, data)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        super().__init__(f"/proc/{pid}/mem", writable=writable)
 
 
 def open_memory(

@@ -170,6 +170,63 @@ class FileSource(Source):
             self._descriptor = -1
 
 
+class DeviceSource(Source):
+    """What is read at offsets, never mapped, and without a size that would mean anything.
+
+    Args:
+        path: of the file.
+        writable: open it for writing as well.
+
+    Attributes:
+        ended_text: what it means if nothing is at an offset.
+
+    Raises:
+        FileAccessError: it cannot be opened; derived classes say what it takes.
+    """
+
+    size = (1 << 63) - 1  # bytes: the last offset that pread(2) takes
+    ended_text = "nothing is there"
+
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
+        self.path = os.fspath(path)
+        self._descriptor = -1
+        self._writable = writable
+        try:
+            self._descriptor = os.open(self.path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:
+            raise FileAccessError(self.path, self.why_closed(error)) from error
+
+    def why_closed(self, error: OSError | ValueError) -> str:
+        """Return why it could not be opened."""
+        return getattr(error, "strerror", None) or str(error)
+
+    def read(self, offset: int, size: int) -> bytes:
+        parts: list[bytes] = []
+        while size > 0:
+            try:
+                data = os.pread(self._descriptor, size, offset)
+            except OSError as error:
+                raise FileAccessError(self.path, f"offset {offset:#x}: {error.strerror or error}") from error
+            if not data:
+                raise FileAccessError(self.path, f"offset {offset:#x}: {self.ended_text}")
+            if len(data) == size and not parts:
+                return data
+            parts.append(data)
+            offset += len(data)
+            size -= len(data)
+        return b"".join(parts)
+
+    def write(self, offset: int, data: bytes) -> None:
+        if not self._writable:
+            super().write(offset, data)
+        write_at(self._descriptor, self.path, offset, data)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
 def write_at(descriptor: int, path: str, offset: int, data: bytes) -> None:
     """Write all of `data` at a file's offset. Raises FileAccessError, which says how much was written before."""
     done = 0

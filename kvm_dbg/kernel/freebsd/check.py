@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kvm_dbg.kernel.bsd.loadavg import read_load_average
+from kvm_dbg.kernel.bsd.check import COMMON
 from kvm_dbg.kernel.check import Finding, Subject, check_subjects
 from kvm_dbg.kernel.freebsd.module import for_each_linker_file
 from kvm_dbg.kernel.freebsd.offset import MEMBERS, PREFIXES, REQUIRED
 from kvm_dbg.kernel.freebsd.proc import MAX_PROCESSES, for_each_proc, for_each_thread_of, oncpu_of, read_hashed
 from kvm_dbg.kernel.freebsd.state import PRS_ZOMBIE
-from kvm_dbg.kernel.freebsd.summary import find_crashed, for_each_log_record
+from kvm_dbg.kernel.freebsd.summary import find_crashed
 from kvm_dbg.kernel.layout import read_number
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Check, Kernel
 
-MAX_LOAD = 10_000
 SHOWN = 8  # of those that are amiss
 PROCESSES = ("procs", "lwps", "args", "env", "files", "vm", "bt")
 
@@ -136,27 +135,6 @@ def _check_files(kernel: Kernel) -> Iterator[Finding]:
         yield "suspect", "not even the kernel is in the list of loaded files"
 
 
-def _check_log(kernel: Kernel) -> Iterator[Finding]:
-    count = sum(1 for _ in for_each_log_record(kernel))
-    yield ("ok", f"{count} lines behind the buffer's magic") if count else ("partial", "the log is empty")
-
-
-def _check_load(kernel: Kernel) -> Iterator[Finding]:
-    load = read_load_average(kernel)
-    values = (load.one, load.five, load.fifteen)
-    grade = "ok" if max(values) < MAX_LOAD else "suspect"
-    yield grade, "load averages " + ", ".join(f"{value:.2f}" for value in values)
-
-
-def _check_release(kernel: Kernel) -> Iterator[Finding]:
-    release = str(getattr(kernel, "release", ""))
-    found = kernel.read(kernel.symbols.address("osrelease"), len(release) + 1)
-    if found == release.encode() + b"\0":
-        yield "ok", f"version and osrelease say {release}"
-    else:
-        yield "suspect", f"version says {release}, osrelease {found!r}"
-
-
 SUBJECTS: tuple[Subject, ...] = (
     Subject("the kernel's own offsets and the types", PROCESSES, _check_offsets),
     Subject("processes and the kernel's count of them", PROCESSES, _check_count),
@@ -166,9 +144,7 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("CPUs and threads", ("lwps", "bt"), _check_cpus),
     Subject("the thread that took the dump", ("bt", "sys"), _check_crash),
     Subject("loaded files", ("mods",), _check_files),
-    Subject("the log's header", ("log",), _check_log),
-    Subject("the load averages' range", ("loadavg",), _check_load),
-    Subject("the release's two places", ("sys",), _check_release),
+    *COMMON,
 )
 
 

@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kvm_dbg.kernel.bsd.loadavg import read_load_average
+from kvm_dbg.kernel.bsd.check import COMMON
 from kvm_dbg.kernel.check import Finding, Subject, check_subjects
 from kvm_dbg.kernel.layout import read_number
 from kvm_dbg.kernel.netbsd.cpu import read_current_lwps
-from kvm_dbg.kernel.netbsd.log import for_each_log_record
 from kvm_dbg.kernel.netbsd.proc import find_proc, read_count, read_lwps, read_procs
 
 if TYPE_CHECKING:
     from kvm_dbg.kernel.base import Check, Kernel
 
 DUMPMAG = 0x8FCA0101
-MAX_LOAD = 10_000
 PROCESSES = ("procs", "lwps", "args", "env", "files", "vm", "bt")
 
 
@@ -75,36 +73,13 @@ def _check_current(kernel: Kernel) -> Iterator[Finding]:
         yield "ok", f"what {len(current)} CPUs run is in the lists"
 
 
-def _check_log(kernel: Kernel) -> Iterator[Finding]:
-    count = sum(1 for _ in for_each_log_record(kernel))
-    yield ("ok", f"{count} lines behind the buffer's magic") if count else ("partial", "the log is empty")
-
-
-def _check_load(kernel: Kernel) -> Iterator[Finding]:
-    load = read_load_average(kernel)
-    values = (load.one, load.five, load.fifteen)
-    grade = "ok" if max(values) < MAX_LOAD else "suspect"
-    yield grade, "load averages " + ", ".join(f"{value:.2f}" for value in values)
-
-
-def _check_release(kernel: Kernel) -> Iterator[Finding]:
-    release = str(getattr(kernel, "release", ""))
-    found = kernel.read(kernel.symbols.address("osrelease"), len(release) + 1)
-    if found == release.encode() + b"\0":
-        yield "ok", f"version and osrelease say {release}"
-    else:
-        yield "suspect", f"version says {release}, osrelease {found!r}"
-
-
 SUBJECTS: tuple[Subject, ...] = (
     Subject("symbols and the dump's magic", (*PROCESSES, "log", "loadavg", "sys", "nlist"), _check_magic),
     Subject("processes and the kernel's count of them", PROCESSES, _check_count),
     Subject("LWPs and their counts", ("procs", "lwps", "bt"), _check_lwps),
     Subject("processes and their parents", ("procs",), _check_parents),
     Subject("CPUs and LWPs", ("lwps", "bt"), _check_current),
-    Subject("the log's header", ("log",), _check_log),
-    Subject("the load averages' range", ("loadavg",), _check_load),
-    Subject("the release's two places", ("sys",), _check_release),
+    *COMMON,
 )
 
 
