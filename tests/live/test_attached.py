@@ -19,6 +19,7 @@ from tests.live.machine import LiveGuest
 
 WORDS: tuple[str, ...] = ()
 MARK = "=====8<====="
+TRIES = 3
 PACKETS = {"gdb": "maintenance packet {}", "lldb": "process plugin packet send {}"}
 MODE = {"gdb": 'received: "{}"', "lldb": "response: {}"}
 COMMANDS = ("procs --json", "lwps --json", "args --json", "env --json", "loadavg --json", "log --json", "mods --json")
@@ -117,9 +118,10 @@ class Debugger:
             words += [option, echo, option, command]
         words += [option, echo, option, last]
         try:
-            result = run([*program, *words], env=self._environment, timeout=240)
-            if "handshake packet" in result.stderr:  # such news all the same, of the debugger before this one
+            for _ in range(TRIES):
                 result = run([*program, *words], env=self._environment, timeout=240)
+                if not self._is_lost(result, len(commands)):
+                    break
         finally:
             self._guest.execute("cont")
         # lldb repeats each command behind its prompt
@@ -127,6 +129,17 @@ class Debugger:
         answers = text.split(f"{MARK}\n")[1:-1]
         assert len(answers) == len(commands), result.stdout + result.stderr
         return Session(result, answers)
+
+    def _is_lost(self, result: Result, count: int) -> bool:
+        """Return whether lldb did not get so far as to run all commands.
+
+        Such news all the same, of the debugger before this one; or it took the stop of one CPU, where the other one was
+        at the breakpoint, for a signal, which ends its batch mode.
+        """
+        if self.kind != "lldb":
+            return False
+        ended = "stop reason = signal" in result.stdout and result.stdout.count(f"{MARK}\n") <= count
+        return ended or "handshake packet" in result.stderr
 
     def tried(self, command: str) -> str:
         """Return a command that may fail: else lldb would end, and take the machine with it."""

@@ -19,6 +19,7 @@ sys.path.insert(0, "/kvm")
 import kvm_dbg
 
 TICK = os.sysconf("SC_CLK_TCK")
+MOVED = 3  # processes
 RETRIES = 5
 NOBODY: frozenset[str] = frozenset()
 
@@ -131,10 +132,14 @@ class Answers:
 
 
 class Comparison:
-    """What was found wrong, and how much was looked at."""
+    """What was found wrong, and how much was looked at.
+
+    moved: processes that were seen on another CPU. One can run there for a moment and be back for /proc's second look.
+    """
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
+        self.moved: list[str] = []
         self.checked: dict[str, int] = {}
 
     def check(self, what: str, ours: object, theirs: object, where: object = "") -> None:
@@ -168,6 +173,8 @@ class Comparison:
             if pid in last:
                 self.checked["processes"] = self.checked.get("processes", 0) + 1
                 self._process(ours, pid, truth, last[pid] == truth and pid != but)
+        if len(self.moved) > MOVED:
+            self.wrong += self.moved
         for name, size, users, _, state, address in after["modules"]:
             module = ours.modules.get(name)
             mine = module and [module.size, module.reference_count, module.state, module.address]
@@ -192,7 +199,10 @@ class Comparison:
             return
         self.check("identity", (process.command, process.state), (truth["command"], truth["state"]), pid)
         fields = [process.ppid, process.pgid, process.sid, process.priority, process.nice, process.threads]
-        self.check("fields", [*fields, process.vsize, process.cpu], truth["numbers"], pid)
+        *numbers, cpu = truth["numbers"]
+        self.check("fields", [*fields, process.vsize], numbers, pid)
+        if process.cpu != cpu:
+            self.moved.append(f"process {pid}: ours ran on CPU {process.cpu}, that of /proc on {cpu}")
         ids = [process.ruid, process.uid, process.svuid, process.rgid, process.gid, process.svgid]
         self.check("ids", ids, truth["ids"], pid)
         times = [int((seconds or 0) * TICK) for seconds in (process.user_time, process.system_time)]
