@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from kvm_dbg.rsp.packet import frame
 from kvm_dbg.rsp.session import DebuggerSession, Reply
 from kvm_dbg.rsp.target import Target
-from tests.unit.test_rsp_server import ask, receive, served
+from tests.unit.test_rsp_server import Served, ask, receive, served
 from tests.writers.stand_in import HALTED, SLIDE, TEXT, StandInKernel, StandInSystem
 
 GDB = b"qSupported:swbreak+;qRelocInsn+;error-message+"
@@ -148,8 +150,9 @@ def wait_for(mark: Path, there: bool) -> None:
         time.sleep(0.01)
 
 
-def test_the_server_runs_and_halts_it(image: Path, mark: Path) -> None:
-    """Byte 0x03 halts it, commands of the adapter go on meanwhile, and whoever else halts it is seen."""
+@contextmanager
+def running(image: Path, mark: Path) -> Iterator[tuple[Served, socket.socket]]:
+    """A server and gdb's end of its connection, by which the machine was let run."""
     mark.touch()
     with served(image.parent, "--control", str(image)) as server:
         client = server.connect()
@@ -157,6 +160,12 @@ def test_the_server_runs_and_halts_it(image: Path, mark: Path) -> None:
         ask(client, GDB)
         client.sendall(frame(b"vCont;c"))
         wait_for(mark, False)
+        yield server, client
+
+
+def test_the_server_runs_and_halts_it(image: Path, mark: Path) -> None:
+    """Byte 0x03 halts it, commands of the adapter go on meanwhile, and whoever else halts it is seen."""
+    with running(image, mark) as (server, client):
         server.say({"run": "loadavg"})
         assert b"0.50" in server.read_line()
         assert b"done" in server.read_line()
@@ -173,13 +182,7 @@ def test_the_server_runs_and_halts_it(image: Path, mark: Path) -> None:
 
 
 def test_a_halt_by_command_stops_the_debugger_too(image: Path, mark: Path) -> None:
-    mark.touch()
-    with served(image.parent, "--control", str(image)) as server:
-        client = server.connect()
-        assert ask(client, b"QStartNoAckMode", no_ack=False) == b"OK"
-        ask(client, GDB)
-        client.sendall(frame(b"vCont;c"))
-        wait_for(mark, False)
+    with running(image, mark) as (server, client):
         server.say({"run": "halt --json"})
         assert b'\\"running\\": false' in server.read_line()
         assert b"done" in server.read_line()
